@@ -32,9 +32,20 @@ enum {
     PASSES_MAX = 16
 };
 
+/* The file systems stay open once they are: to mount one, and to release it, takes milliseconds. */
+static int hierarchy_fd = -1;
+static int proc_fd = -1; /* of the agent's own PID namespace */
+
+static int open_once(int *fd, const char *type)
+{
+    if (*fd < 0)
+        *fd = mount_detached(type);
+    return *fd;
+}
+
 /* One freezing. */
 struct freezing {
-    int proc; /* the /proc of the agent's own PID namespace */
+    int proc;
     int list;
     int64_t deadline;
     pid_t spared[SPARED];
@@ -69,18 +80,16 @@ static bool parse_stat(const char *text, char *state, unsigned long *flags)
     return at != NULL;
 }
 
-/* One that has ended is none. */
+/* One that has ended is none. The kernel's threads, of which the root group has some fifty, and what has
+ * ended have no memory: proc_pid_statm(5), which is read sooner than proc_pid_stat(5). */
 static bool is_to_freeze(const struct freezing *freezing, pid_t pid)
 {
     char text[STATUS_SIZE];
-    char state;
-    unsigned long flags;
     for (size_t i = 0; i < SPARED; i++) {
         if (pid == freezing->spared[i])
             return false;
     }
-    return read_of(freezing, pid, "stat", text, sizeof text) && parse_stat(text, &state, &flags) &&
-           (flags & KERNEL_THREAD) == 0 && state != 'Z' && state != 'X';
+    return read_of(freezing, pid, "statm", text, sizeof text) && text[0] != '0';
 }
 
 static bool find_group(const struct freezing *freezing, pid_t pid, char group[PATH_MAX])
@@ -385,19 +394,16 @@ static bool freeze(struct freezing *freezing, int hierarchy)
 bool freezer_freeze(pid_t keeper, struct reason *why)
 {
     struct reason ignored = {""};
-    struct freezing freezing = {.proc = mount_detached("proc"),
+    struct freezing freezing = {.proc = open_once(&proc_fd, "proc"),
                                 .list = -1,
                                 .deadline = clock_ms() + FREEZER_MS,
                                 .spared = {1, getpid(), keeper},
                                 .why = why};
     why->words[0] = '\0';
-    int hierarchy = mount_detached("cgroup2");
-    bool frozen = freeze(&freezing, hierarchy);
-    if (!frozen && freezing.list >= 0)
-        (void)freezer_thaw(&ignored);
+    bool frozen = freeze(&freezing, open_once(&hierarchy_fd, "cgroup2"));
+    if (!frozen && freezing.list >= 0 && freezer_thaw(&ignored))
+        freezer_tidy();
     close_fd(&freezing.list);
-    close_fd(&freezing.proc);
-    close_fd(&hierarchy);
     return frozen;
 }
 
@@ -427,19 +433,20 @@ static void empty_aside(int hierarchy, const char *path)
     close_fd(&group);
 }
 
+static bool is_aside(const char *path)
+{
+    const char *name = strrchr(path, '/');
+    return strcmp(name == NULL ? path : name + 1, ASIDE) == 0;
+}
+
 static bool thaw_group(int hierarchy, const char *path, struct reason *why)
 {
     char knob[PATH_MAX + 16];
-    const char *name = strrchr(path, '/');
-    bool aside = strcmp(name == NULL ? path : name + 1, ASIDE) == 0;
-    if (aside)
+    if (is_aside(path))
         empty_aside(hierarchy, path);
     (void)snprintf(knob, sizeof knob, "%s/cgroup.freeze", path);
-    bool thawed = file_write_at(hierarchy, knob, 0, "0") || is_gone(errno) ||
-                  refuse(why, "cannot thaw the control group %s: %s", path, strerror(errno));
-    if (aside)
-        (void)unlinkat(hierarchy, path, AT_REMOVEDIR);
-    return thawed;
+    return file_write_at(hierarchy, knob, 0, "0") || is_gone(errno) ||
+           refuse(why, "cannot thaw the control group %s: %s", path, strerror(errno));
 }
 
 bool freezer_thaw(struct reason *why)
@@ -447,16 +454,29 @@ bool freezer_thaw(struct reason *why)
     char *list = file_load(LIST, LIST_MAX);
     if (list == NULL)
         return errno == ENOENT || refuse(why, "cannot read " LIST ": %s", strerror(errno));
-    int hierarchy = mount_detached("cgroup2");
+    int hierarchy = open_once(&hierarchy_fd, "cgroup2");
     bool thawed = hierarchy >= 0 || refuse(why, "cannot open control groups: %s", strerror(errno));
     char *rest = list;
     for (const char *path; hierarchy >= 0 && (path = next_line(&rest)) != NULL;)
         thawed = thaw_group(hierarchy, path, why) && thawed;
-    if (thawed && unlink(LIST) != 0)
-        thawed = refuse(why, "cannot remove " LIST ": %s", strerror(errno));
-    close_fd(&hierarchy);
     free(list);
     return thawed;
+}
+
+/* One that is still held by a process stays. What is listed although it is thawed is thawed once more by an
+ * agent that is started anew, which does no harm. */
+void freezer_tidy(void)
+{
+    char *list = file_load(LIST, LIST_MAX);
+    char *rest = list;
+    if (list == NULL)
+        return;
+    for (const char *path; (path = next_line(&rest)) != NULL;) {
+        if (is_aside(path))
+            (void)unlinkat(hierarchy_fd, path, AT_REMOVEDIR);
+    }
+    (void)unlink(LIST);
+    free(list);
 }
 
 bool freezer_is_frozen(void)

@@ -13,8 +13,11 @@
  * It waits FREEZER_MS at most. */
 bool freezer_freeze(pid_t keeper, struct reason *why);
 
-/* All that was frozen goes on, if anything was. */
+/* All that was frozen goes on, if anything was. `freezer_tidy` is to follow. */
 bool freezer_thaw(struct reason *why);
+
+/* Remove what a freezing needed that is thawed. That takes the guest as long as the thaw itself. */
+void freezer_tidy(void);
 
 /* Has an agent frozen the guest, maybe one before this? */
 bool freezer_is_frozen(void);

@@ -167,6 +167,13 @@ static void on_clock(struct agent *agent, const struct frame_header *header, con
     send_exit(agent, header->stream, set ? 0 : EXIT_GUEST_FAILED, set ? "the clock is set" : strerror(errno));
 }
 
+void finish_thaw(struct agent *agent)
+{
+    if (agent->thawed && agent->server->thawed != NULL)
+        agent->server->thawed();
+    agent->thawed = false;
+}
+
 static void on_freeze(struct agent *agent, const struct frame_header *header)
 {
     struct reason words = {""};
@@ -176,6 +183,7 @@ static void on_freeze(struct agent *agent, const struct frame_header *header)
     }
     if (!may_open(agent, header->stream))
         return;
+    finish_thaw(agent);
     bool frozen = agent->server->freeze(agent->server->init, &words);
     agent->frozen = agent->frozen || frozen;
     send_exit(agent, header->stream, frozen ? 0 : EXIT_GUEST_FAILED, words.words);
@@ -199,8 +207,10 @@ static void on_thaw(struct agent *agent, const struct frame_header *header, cons
         thaw_free(&thaw);
     }
     free(copy);
-    if (thawed)
+    if (thawed) {
         agent->frozen = false;
+        agent->thawed = true;
+    }
     send_exit(agent, header->stream, thawed ? 0 : EXIT_GUEST_FAILED,
               thawed ? "the guest goes on" : why.words);
 }

@@ -21,6 +21,7 @@ struct agent {
     bool readable;
     bool ended;
     bool frozen;   /* the guest is: nothing is started in it */
+    bool thawed;   /* it has been since it was last tidied up */
     uint32_t turn; /* whose output goes first */
     struct inbox in;
     struct outbox out;
@@ -29,6 +30,9 @@ struct agent {
 
 /* A frame that is whole. */
 void on_frame(struct agent *agent, const struct frame_header *header, const uint8_t *payload);
+
+/* Do what is left of a THAW. */
+void finish_thaw(struct agent *agent);
 
 /* The end of this connection, as far as the agent goes. */
 void refuse_host(struct agent *agent, const char *code, const char *message);

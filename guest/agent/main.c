@@ -112,7 +112,8 @@ int main(void)
                             .set_clock = clock_set,
                             .frozen = anew && freezer_is_frozen(),
                             .freeze = standby_freeze,
-                            .thaw = standby_thaw};
+                            .thaw = standby_thaw,
+                            .thawed = freezer_tidy};
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     keep_files();
     groups_begin("hypeman-exec");

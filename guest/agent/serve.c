@@ -89,6 +89,7 @@ static bool pump(struct agent *agent)
     if (!agent->connected)
         return false;
     bool moved = outbox_flush(&agent->out, agent->server->port);
+    finish_thaw(agent);
     moved = pump_port(agent) || moved;
     return pump_streams(agent) || moved;
 }

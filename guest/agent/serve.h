@@ -21,6 +21,7 @@ struct server {
     /* As standby_freeze and standby_thaw. */
     bool (*freeze)(pid_t keeper, struct reason *words);
     bool (*thaw)(const struct thaw *thaw, struct reason *why);
+    void (*thawed)(void); /* what is left to do when the host has been answered; NULL: nothing */
 };
 
 /* Serve the port, calling `ready` once it is watched, until SIGTERM comes: true. False if that cannot be. */

@@ -9,33 +9,54 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
+#include <signal.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* A file system whose server is frozen, or is elsewhere and does not answer, may hold it up for ever: so it
- * is another process that waits. */
-static bool sync_all(void)
+enum { SYNC_STACK = 16 << 10 };
+
+static int sync_in_memory(void *unused)
 {
-    pid_t pid = fork();
-    if (pid == 0) {
-        (void)syscall(SYS_close_range, 0, ~0U, 0);
-        sync();
-        _exit(0);
-    }
-    int pidfd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
-    struct pollfd end = {.fd = pidfd, .events = POLLIN};
-    int64_t deadline = clock_ms() + SYNC_MS;
+    (void)unused;
+    sync();
+    return 0;
+}
+
+static bool await_end(int process, int64_t deadline)
+{
+    struct pollfd end = {.fd = process, .events = POLLIN};
     int count;
     do
         count = poll(&end, 1, deadline_timeout(deadline));
     while (count < 0 && errno == EINTR);
-    bool ended = pidfd >= 0 && count == 1;
-    if (ended)
-        (void)waitpid(pid, NULL, 0);
-    close_fd(&pidfd);
-    return ended;
+    return count == 1;
+}
+
+/* A file system whose server is frozen, or is elsewhere and does not answer, may hold it up for ever: so it
+ * is another process that waits. It has the memory of this one: to copy that, and to release the copy, takes
+ * longer than to sync. */
+static bool sync_all(void)
+{
+    static _Alignas(16) unsigned char stack[SYNC_STACK];
+    static int held_up = -1; /* it may still use the stack */
+    int64_t deadline = clock_ms() + SYNC_MS;
+    if (held_up >= 0 && !await_end(held_up, deadline))
+        return false;
+    close_fd(&held_up);
+    int process = -1;
+    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_PIDFD | SIGCHLD;
+    pid_t pid = clone(sync_in_memory, stack + sizeof stack, flags, NULL, &process);
+    if (pid < 0)
+        return false;
+    if (!await_end(process, deadline)) {
+        held_up = process;
+        return false;
+    }
+    (void)waitpid(pid, NULL, 0);
+    close_fd(&process);
+    return true;
 }
 
 bool standby_freeze(pid_t keeper, struct reason *words)
