@@ -30,16 +30,6 @@ with socket.create_connection((sys.argv[1], 7), 60) as to, to.makefile("r") as b
         to.sendall(line.encode())
         print(back.readline(), end="", flush=True)
 """
-# and gives back what it is sent, on a connection that outlives a standby
-ECHOES = f"nc -l -p 7 -e cat &{COUNTS}"
-# argv: an address. Sends lines to that, and prints what comes back.
-TALKS = """
-import socket, sys
-with socket.create_connection((sys.argv[1], 7), 60) as to, to.makefile("r") as back:
-    for line in sys.stdin:
-        to.sendall(line.encode())
-        print(back.readline(), end="", flush=True)
-"""
 STANDBY = "/var/lib/hypemand/vms/{}/standby"
 
 
@@ -220,6 +210,7 @@ def check_standby(vms: Vms, name: str, before: dict[str, Any]) -> None:
     assert after["network"]["ip"] == before["network"]["ip"]
     assert vms.unit(name, "ActiveState")["ActiveState"] == "active"
     vms.host.wait_until(lambda: count(vms, name) > at)
+    assert vms.execute(name, "cat", "/sys/kernel/rcu_expedited") == "1\n", "its processes are moved at once"
     numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(name)))]
     assert numbers == list(range(1, len(numbers) + 1)), "none is missing, none comes twice"
     asked = time.time()
