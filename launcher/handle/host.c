@@ -93,12 +93,13 @@ static void take_signals(struct host *host)
             host->stopped = true;
 }
 
-/* Wait for a signal, or for a descriptor (-1: none) to become readable. */
-static void wait_once(struct host *host, int fd, int milliseconds)
+/* Wait for a signal, or for a descriptor (-1: none) to become readable: is it, and no signal has come? */
+static bool wait_once(struct host *host, int fd, int milliseconds)
 {
     struct pollfd polled[] = {{.fd = host->signals, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
-    (void)poll(polled, 2, milliseconds);
+    bool readable = poll(polled, 2, milliseconds) > 0 && polled[0].revents == 0;
     take_signals(host);
+    return readable;
 }
 
 static void begin_child(void)
@@ -132,7 +133,7 @@ static int await_child(struct host *host, pid_t pid, int milliseconds)
             milliseconds = -1;
             left = -1;
         }
-        wait_once(host, -1, (int)left);
+        (void)wait_once(host, -1, (int)left);
     }
 }
 
@@ -264,15 +265,14 @@ static bool is_of_unit(const struct host *host, pid_t process)
 
 void wait_for(struct host *host, int milliseconds)
 {
-    wait_once(host, -1, milliseconds);
+    (void)wait_once(host, -1, milliseconds);
 }
 
-bool wait_for_process(struct host *host, pid_t process, int milliseconds)
+bool wait_for_process(struct host *host, pid_t process, int milliseconds, bool *ended)
 {
     int fd = process > 0 ? (int)syscall(SYS_pidfd_open, process, 0) : -1;
     bool is_there = fd >= 0 && is_of_unit(host, process);
-    if (is_there)
-        wait_once(host, fd, milliseconds);
+    *ended = is_there && wait_once(host, fd, milliseconds);
     if (fd >= 0)
         (void)close(fd);
     return is_there;
@@ -327,7 +327,7 @@ static void await_lock(struct host *host)
         _exit(fd >= 0 && flock(fd, LOCK_SH) == 0 ? 0 : 1);
     }
     if (pid < 0 || await_child(host, pid, -1) != 0)
-        wait_once(host, -1, 1000);
+        (void)wait_once(host, -1, 1000);
 }
 
 void take_lock(struct host *host, bool *waited)

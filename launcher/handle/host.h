@@ -55,8 +55,9 @@ bool is_shutting_down(struct host *host);
 /** Wait until a signal comes, or for so many milliseconds. */
 void wait_for(struct host *host, int milliseconds);
 
-/** The same, or until that process of the VM's unit has ended. False, at once: it is none of its any more. */
-bool wait_for_process(struct host *host, pid_t process, int milliseconds);
+/** The same, or until that process of the VM's unit has `ended`. False, at once: it is none of its any more.
+ */
+bool wait_for_process(struct host *host, pid_t process, int milliseconds, bool *ended);
 
 /** Is it there? */
 bool has_file(const struct host *host, enum file file);

@@ -20,6 +20,9 @@
 /* Milliseconds between two questions to systemd where nothing tells of a change: the unit is between two of
  * its processes, or waits for its turn or its restart. */
 #define FIRST_PAUSE 20
+/* One of its processes has ended, and the daemon sends a signal when all have: to ask sooner costs systemd, and
+ * the end itself, more time than it takes */
+#define END_PAUSE 200
 #define LONGEST_PAUSE 2000
 /* the daemon sends a signal when the VM is Running, and may have been gone at that moment */
 #define BOOT_PAUSE 5000
@@ -102,8 +105,11 @@ static int follow(struct host *host, bool ready)
             notify("READY=1\nSTATUS=Running");
             ready = true;
         }
-        if (wait_for_process(host, process, ready ? LIFE_PAUSE : BOOT_PAUSE)) {
+        bool ended = false;
+        if (wait_for_process(host, process, ready ? LIFE_PAUSE : BOOT_PAUSE, &ended)) {
             pause = FIRST_PAUSE;
+            if (ended)
+                wait_for(host, END_PAUSE);
         } else {
             wait_for(host, pause);
             pause = pause * 2 > LONGEST_PAUSE ? LONGEST_PAUSE : pause * 2;
