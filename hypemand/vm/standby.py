@@ -17,7 +17,7 @@ from hypemand.fulldisk import name_full_disk
 from hypemand.model.compression import CompressionView
 from hypemand.model.evidence import RunState
 from hypemand.model.vm import SavedView
-from hypemand.tasks import Tasks
+from hypemand.tasks import Tasks, finish
 from hypemand.vm.record import Lease
 from hypemand.vm.saved import (
     MEMORY,
@@ -113,6 +113,8 @@ class Standby:
         self._resuming: Session | None = None
         self._met: Session | None = None
         self._judged: tuple[SavedRun, str] | None = None
+        # keeps the memory that the run has mapped (`drop_used`)
+        self._held: int | None = None
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -200,12 +202,23 @@ class Standby:
 
     def _remove_used(self) -> None:
         self.used = None
-        removal = run_in(Pool.TOOLS, drop_used, self._state)
-        self._tasks.start("removal of what it was restored from", removal)
+        self._tasks.start("removal of what it was restored from", self._drop_used())
+
+    async def _drop_used(self) -> None:
+        await self.free_memory()
+        self._held = await run_in(Pool.TOOLS, drop_used, self._state)
+
+    async def free_memory(self) -> None:
+        """Give back the memory that a run had mapped, which is over or followed no more."""
+        held, self._held = self._held, None
+        if held is not None:
+            await finish(run_in(Pool.TOOLS, os.close, held), f"release of memory of {self._name}")
 
     async def learn_end(self, notes: BootNotes | None) -> None:
         """No run is on: what one was restored from may be there again. Its unit has seen to that, unless the
         host went down with it. `notes`: of the last run."""
+        if self._held is not None:
+            self._tasks.start("release of its memory", self.free_memory())
         if self.used is None:
             return
         self.used = None

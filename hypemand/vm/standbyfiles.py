@@ -11,6 +11,7 @@ All functions block.
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from hypemand.atomic import sync_folder
 from hypemand.recordfile import BadRecord
 from hypemand.vm.folders import OLD_STANDBY, RECORD, STANDBY
-from hypemand.vm.saved import SavedRun, find_saved, has_other_form, load_saved
+from hypemand.vm.saved import MEMORY, SavedRun, find_saved, has_other_form, load_saved
 from hypemand.vm.tracker import BootNotes, Moment
 
 _NEW = f"{STANDBY}.new"
@@ -114,9 +115,16 @@ def begin_restore(state: Path) -> None:
         sync_folder(state)
 
 
-def drop_used(state: Path) -> None:
-    """It has gone on: what it was restored from is of no use any more."""
+def drop_used(state: Path) -> int | None:
+    """It has gone on: what it was restored from is of no use any more. A descriptor by which its memory
+    stays, which the VMM has mapped: a file system takes some 100 ms to give back such a file, and who closes
+    the last descriptor of it waits for that, as the VMM would that ends."""
+    try:
+        held = os.open(state / OLD_STANDBY / MEMORY, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        held = None
     _remove(state / OLD_STANDBY)
+    return held
 
 
 def drop_saved(state: Path) -> None:

@@ -271,6 +271,7 @@ class Vm:
         self.health.close()
         await self.runs.detach()
         await self._tasks.close()
+        await self.standby.free_memory()
 
     async def recover(self) -> None:
         """Learn the state that the VM is in when the daemon starts. That is no change, so it is not told.

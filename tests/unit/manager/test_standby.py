@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,29 @@ def test_a_vm_is_saved_and_goes_on_where_it_was() -> None:
         assert set(thaw) == {"clock", "entropy"}
         await host.until_true(lambda: saves(host) == set())
         await host.until_true(lambda: host.is_active("hypeman@web.service"))
+
+    drive(scenario)
+
+
+def test_the_memory_that_a_vm_has_gone_on_with_is_given_back_when_that_has_ended_and_not_by_its_vmm() -> None:
+    """A file system takes 100 ms and more for such a file, and whoever closes it last waits."""
+
+    def held(host: FakeHost) -> list[str]:
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if is_open(int(fd))]
+        return [link for link in links if link.startswith(str(folder(host))) and "/memory" in link]
+
+    def is_open(fd: int) -> bool:
+        return os.path.lexists(f"/proc/self/fd/{fd}")
+
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        for order in (host.manager.standby_vm, host.manager.stop_vm):
+            await host.manager.restore_vm("web")
+            await host.until(State.RUNNING)
+            await host.until_true(lambda: saves(host) == set())
+            await host.until_true(lambda: len(held(host)) == 1)
+            await order("web")
+            await host.until_true(lambda: held(host) == [])
 
     drive(scenario)
 
