@@ -37,6 +37,7 @@ from hypemand.network.sysctl import has_ipv6
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
 from hypemand.storage.volumes import VolumeStore
+from hypemand.systemd.cgroups import Easing
 from hypemand.systemd.rootdir import Own
 from hypemand.systemd.units import Units
 from hypemand.tasks import Tasks
@@ -85,6 +86,7 @@ class Parts:
     compressions: Compressions
     clocks: GuestClocks
     space: SharedQuery[SpaceReport]
+    easing: Easing
     tasks: Tasks
     files: DefinitionFiles
     events: Events
@@ -202,6 +204,7 @@ def make_parts(
         ),
         clocks=GuestClocks(fleet),
         space=space,
+        easing=Easing(),
         tasks=Tasks("the VMs"),
         files=DefinitionFiles(),
         events=events,

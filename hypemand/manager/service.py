@@ -79,6 +79,7 @@ class VmManager:
         await self._parts.compressions.close()
         await self._parts.disk_watch.close()
         await self._starter.close()
+        await self._parts.easing.close()
         await self._parts.templates.close()
         await self._parts.names.close()
         await self._networks.close()
@@ -307,7 +308,7 @@ class VmManager:
         """See `Manager`. `kind`: what has asked for it."""
         requested, vm = time.monotonic(), self._fleet.get(ref)
         if not vm.state.is_vmm_active:
-            self._starter.ease_moves()  # it takes longer than all that comes before PID 1 needs it
+            self._parts.easing.begin()  # it takes longer than all that comes before PID 1 needs it
         looking = self._parts.tasks.start("look at definition files", self.look_at_files())
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
@@ -354,6 +355,8 @@ class VmManager:
     async def restore_vm(self, ref: str) -> VmView:
         """See `Manager`."""
         requested, vm = time.monotonic(), self._fleet.get(ref)
+        if not vm.state.is_vmm_active:
+            self._parts.easing.begin()
         async with vm.operations.hold(Operation.RESTORE, patience=_PATIENCE):
             await vm.refresh()
             check_allowed(Operation.RESTORE, vm.state, vm.name, vm.state_error)

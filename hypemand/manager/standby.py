@@ -67,7 +67,6 @@ def _is_at_shutdown(vm: Vm) -> bool:
 async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) -> None:
     """Until it is on the disk, and its guest is not to run any more. VmmError, OSError, HypemandError."""
     was_running = session.run_state is not RunState.PAUSED
-    facts = await _gather(parts, vm)
     try:
         folder = await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=was_running)
 
@@ -76,13 +75,15 @@ async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) ->
             notes = session.tracker.notes
             await run_in(Pool.TOOLS, vm.runs.files.keep_saved_end, session.run, notes)
 
-        async def write(deadline: float) -> None:
-            await write_save(session, folder, facts, deadline)
+        async def write(facts: SaveFacts) -> None:
+            await write_save(session, folder, facts, _derive_deadline(facts))
+            # PID 1 has processes to move when the unit ends
+            parts.easing.begin()
             await finish(commit(), f"commit of {vm.name}")
 
         is_over = partial(_is_over, vm, session, at_shutdown=at_shutdown)
         what = "put into standby"
-        await _save_until_it_ends(vm, session, facts, what, write, is_over, was_running=was_running)
+        await _save_until_it_ends(parts, vm, session, what, write, is_over, was_running=was_running)
     except BaseException:
         if not vm.standby.has_saved(session):
             await finish(run_on(vm, session, was_running=was_running), f"resumption of {vm.name}")
@@ -96,10 +97,9 @@ async def save_beside(
 ) -> SavedRun:
     """Save a Running VM to another folder; it runs on. `copy`: what else is done while it stands still.
     VmmError, OSError, HypemandError."""
-    facts = await _gather(parts, vm)
 
-    async def write(deadline: float) -> SavedRun:
-        await write_save(session, folder, facts, deadline)
+    async def write(facts: SaveFacts) -> SavedRun:
+        await write_save(session, folder, facts, _derive_deadline(facts))
         await copy()
         return await run_in(Pool.TOOLS, load_saved, folder)
 
@@ -108,39 +108,54 @@ async def save_beside(
         await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=True)
         what = "copied to a snapshot"
         is_over = partial(_is_over, vm, session)
-        return await _save_until_it_ends(vm, session, facts, what, write, is_over, was_running=True)
+        return await _save_until_it_ends(parts, vm, session, what, write, is_over, was_running=True)
     finally:
-        await finish(_go_on(vm, session, facts.definition), f"resumption of {vm.name}")
+        await finish(_go_on(vm, session), f"resumption of {vm.name}")
 
 
-async def _go_on(vm: Vm, session: Session, definition: Definition) -> None:
+def _derive_deadline(facts: SaveFacts) -> float:
+    """Seconds that a save may take."""
+    return _LEAST_DEADLINE + facts.definition.memory / _SLOWEST
+
+
+async def _go_on(vm: Vm, session: Session) -> None:
     """Have it run on: with its processes, which its agent has stand still until it is spoken to."""
     await run_on(vm, session, was_running=True)
-    if definition.guest_agent and session is vm.session:
+    if session.has_agent and session is vm.session:
         with suppress(HypemandError):  # it is tried again, as long as it takes
             await session.open_agent(AGENT_DEADLINE)
 
 
 async def _save_until_it_ends(
+    parts: Parts,
     vm: Vm,
     session: Session,
-    facts: SaveFacts,
     what: str,
-    write: Callable[[float], Awaitable[T]],
+    write: Callable[[SaveFacts], Awaitable[T]],
     is_over: Callable[[], bool],
     *,
     was_running: bool,
 ) -> T:
-    """`write` it, with its deadline in seconds, while it stands still. A stop that comes meanwhile, of
-    systemd's own too, is stronger (`is_over`)."""
+    """`write` it while it stands still. A stop that comes meanwhile, of systemd's own too, is stronger
+    (`is_over`)."""
 
-    async def save() -> T:
-        if was_running and facts.definition.guest_agent:
+    async def stand_still() -> None:
+        if was_running and session.has_agent:
             await session.freeze()
         await session.leave_guest(f"VM {vm.name} is being {what}")
         if was_running:
             await session.pause()
-        return await write(_LEAST_DEADLINE + facts.definition.memory / _SLOWEST)
+
+    async def save() -> T:
+        async with Tasks(f"the save of VM {vm.name}") as tasks:
+            gathering = tasks.start("look", _gather(parts, vm), awaited=True)
+            standing = tasks.start("stop", stand_still(), awaited=True)
+            await asyncio.wait((gathering, standing))
+        # of both, since what nobody takes is logged
+        for failure in [task.exception() for task in (standing, gathering)]:
+            if failure is not None:
+                raise failure
+        return await write(gathering.result())
 
     async with Tasks(f"the save of VM {vm.name}") as tasks:
         saving = tasks.start("save", save(), awaited=True)

@@ -42,7 +42,6 @@ from hypemand.storage.disks import (
 from hypemand.storage.hostfiles import DirectoryImage, HostFiles, read_host_files
 from hypemand.storage.images import Image
 from hypemand.storage.volumestart import check_available, prepare_volume
-from hypemand.systemd import cgroups
 from hypemand.systemd.log import MessageId
 from hypemand.systemd.rootdir import copy_linker_cache, is_in_usr, make_root
 from hypemand.tasks import Tasks, finish
@@ -58,8 +57,8 @@ from hypemand.vmm.commandline import can_share
 from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, run_in
 
-# seconds: a grace period of RCU takes milliseconds
-_EASING_DEADLINE = 5.0
+# seconds for the files that are being made
+_CLOSE_DEADLINE = 5.0
 _BOOTING = (State.CREATED, State.INITIALIZING)
 
 
@@ -128,12 +127,11 @@ class Starter:
         self._parts = parts
         self._fleet, self._records, self._images = parts.fleet, parts.records, parts.images
         self._volume_use, self._networks = parts.volume_use, parts.networks
-        self._easing: asyncio.Task[None] | None = None
         self._tasks = Tasks("starts")
 
     async def close(self) -> None:
         """Wait for what it has begun."""
-        await self._tasks.close(patience=_EASING_DEADLINE)
+        await self._tasks.close(patience=_CLOSE_DEADLINE)
 
     async def ensure_image(self, vm: Vm, pull: ImagePull | None) -> tuple[Image, bool]:
         """The image that it is to be started with. The bool: was it waited for? While that lasts its status
@@ -268,11 +266,6 @@ class Starter:
             await self._records.pin(vm.name, derive_pin(vm.record.definition, image))
         return image
 
-    def ease_moves(self) -> None:
-        """Have the kernel's wait before PID 1 can move the VMM into its unit over by the time it does."""
-        if self._easing is None or self._easing.done():
-            self._easing = self._tasks.start("wait for moves", run_in(Pool.STARTS, cgroups.ease_moves))
-
     async def restore(self, vm: Vm, requested: float) -> None:
         """Have it go on from Standby; back when systemd has taken the job. Whatever goes wrong, what was
         saved is left. WrongState for what cannot be restored any more; else as `start`."""
@@ -312,7 +305,7 @@ class Starter:
     async def _start(
         self, vm: Vm, requested: float, image: Image, kind: StartKind, restored: _Saved | None = None
     ) -> None:
-        self.ease_moves()
+        self._parts.easing.begin()
         await vm.runs.settle()
         if restored is None:
             directories = await self._make_directory_images(vm)

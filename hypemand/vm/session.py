@@ -171,6 +171,11 @@ class Session:
         return self.tracker.boot
 
     @property
+    def has_agent(self) -> bool:
+        """Does its guest have one, by its definition?"""
+        return self._guest_agent
+
+    @property
     def is_ready(self) -> bool:
         """Has the boot shown all that Running needs?"""
         return self.tracker.is_ready(guest_agent=self._guest_agent, ready=self._ready)
@@ -330,7 +335,8 @@ class Session:
             # what is said to a guest in the moment in which it comes back may be lost
             async with asyncio.timeout(None if self.resumption is None else AGENT_DEADLINE):
                 hello = await channel.ready()
-            if self.resumption is not None or hello.frozen:
+            thawed = self.resumption is not None or hello.frozen
+            if thawed:
                 await self._thaw(channel)
         except (HypemandError, TimeoutError) as error:
             if not self._closed:
@@ -339,9 +345,10 @@ class Session:
             return
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
-        # it read its clock from a device that counts in whole seconds, when it booted; and what came since
-        # then no daemon may have seen
-        self.keep_clock()
+        if not thawed:
+            # it read its clock from a device that counts in whole seconds, when it booted; and what came
+            # since then no daemon may have seen
+            self.keep_clock()
 
     def _try_again(self) -> None:
         """A guest that is restored does not go on without: it may have got another boot id already."""
@@ -356,6 +363,8 @@ class Session:
     async def _thaw(self, channel: AgentChannel) -> None:
         """Have a guest go on whose processes stand still, as who it is."""
         resumption = self.resumption
+        # which sets its clock
+        self._clock_due = False
         await channel.thaw(Thaw(identity=None if resumption is None else resumption.identity))
         self.resumption = None
 
