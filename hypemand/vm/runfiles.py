@@ -34,7 +34,7 @@ from hypemand.vm.exitrecord import (
 from hypemand.vm.places import CONFIG_DISK, Places
 from hypemand.vm.revert import settle_revert
 from hypemand.vm.standbyfiles import Kept, load_kept
-from hypemand.vm.tracker import BootNotes, load_notes, store_notes
+from hypemand.vm.tracker import BootNotes, Moment, load_notes, store_notes
 from hypemand.workers import Pool, run_in
 
 _log = logging.getLogger(__name__)
@@ -227,12 +227,14 @@ class RunFiles:
 
     def keep_notes(self, notes: BootNotes, *, at_end: bool = False) -> None:
         """Write the notes down, unless they are the same: at most once each NOTES_PERIOD, since a guest can
-        change them as often as it likes, and each write is synced. Without that wait `at_end`, and for what
-        the unit's end will ask for: the first report of an exit or a shutdown."""
+        change them as often as it likes, and each write is synced. Without that wait `at_end`, for what the
+        unit's end will ask for, the first report of an exit or a shutdown, and when it is Running: a daemon
+        that comes after this one cannot find out when that was."""
         if notes != self._kept:
             known = self._kept if self._kept is not None and self._kept.run == notes.run else BootNotes("")
             at_end |= known.exit is None and notes.exit is not None
             at_end |= known.shutdown is None and notes.shutdown is not None
+            at_end |= Moment.RUNNING not in known.moments and Moment.RUNNING in notes.moments
             self._kept = self._unwritten = notes
         if self._unwritten is None:
             return

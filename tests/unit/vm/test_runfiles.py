@@ -82,11 +82,13 @@ def test_a_guest_that_changes_its_exit_all_the_time_causes_one_write_a_second(tm
     run(tmp_path, work)
 
 
-def test_the_first_exit_and_a_shutdown_do_not_wait(tmp_path: Path) -> None:
+def test_the_first_exit_a_shutdown_and_that_it_is_running_do_not_wait(tmp_path: Path) -> None:
     async def work(written: Written) -> None:
         written.files.keep_notes(NOTES)
         await written.until(lambda: written.notes == NOTES, 5)
-        for notes in (message(1), replace(message(1), shutdown=Shutdown.RESET)):
+        running = replace(NOTES, moments={Moment.RUNNING: 5.0})
+        ended = replace(running, exit=Exit("a" * 32, 0, "1"))
+        for notes in (running, ended, replace(ended, shutdown=Shutdown.RESET)):
             written.files.keep_notes(notes)
             assert await written.until(lambda n=notes: written.notes == n, 5) < NOTES_PERIOD * 0.9  # type: ignore[misc]
 
@@ -97,7 +99,7 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
     async def work(written: Written) -> None:
         written.files.keep_notes(NOTES)
         await written.until(lambda: written.notes == NOTES, 5)
-        last = replace(NOTES, moments={Moment.RUNNING: 5.0})
+        last = replace(NOTES, waiting="there is no file yet")
         written.files.keep_notes(last)
         await asyncio.sleep(0.05)
         assert written.notes == NOTES
