@@ -20,8 +20,8 @@
 /* Milliseconds between two questions to systemd where nothing tells of a change: the unit is between two of
  * its processes, or waits for its turn or its restart. */
 #define FIRST_PAUSE 20
-/* One of its processes has ended, and the daemon sends a signal when all have: to ask sooner costs systemd, and
- * the end itself, more time than it takes */
+/* One of its processes has ended, and the daemon sends a signal when all have: to ask sooner costs systemd,
+ * and the end itself, more time than it takes */
 #define END_PAUSE 200
 #define LONGEST_PAUSE 2000
 /* the daemon sends a signal when the VM is Running, and may have been gone at that moment */
@@ -82,30 +82,41 @@ static bool has_ended(enum unit_state state)
     return state == UNIT_ENDED || state == UNIT_FAILED;
 }
 
+/* Ask systemd, and where the VM has ended, with the lock, which is held then: the daemon may be restarting
+ * it. `expected`: it has ended most likely, so that the lock is taken at once. */
+static enum unit_state ask_for_end(struct host *host, bool expected, pid_t *process)
+{
+    bool waited = false;
+    if (expected)
+        take_lock(host, &waited);
+    enum unit_state state = ask(host, process);
+    if (!expected && has_ended(state)) {
+        take_lock(host, &waited);
+        state = ask(host, process);
+    }
+    if (!has_ended(state))
+        release_lock(host);
+    return state;
+}
+
 /* Wait until the VM has ended. `ready`: systemd knows that it is Running. Returns the exit status. */
 static int follow(struct host *host, bool ready)
 {
     int pause = FIRST_PAUSE;
+    bool ended = false;
     for (;;) {
         pid_t process = 0;
-        bool waited = false;
-        enum unit_state state = ask(host, &process);
+        enum unit_state state = ask_for_end(host, ended, &process);
         if (has_ended(state)) {
-            take_lock(host, &waited);
-            state = ask(host, &process);
-            if (has_ended(state)) {
-                remove_file(host, FILE_NOTE);
-                if (!ready)
-                    return cancel(host);
-                return state == UNIT_FAILED ? 1 : 0;
-            }
-            release_lock(host);
+            remove_file(host, FILE_NOTE);
+            if (!ready)
+                return cancel(host);
+            return state == UNIT_FAILED ? 1 : 0;
         }
         if (state == UNIT_ACTIVE && !ready) {
             notify("READY=1\nSTATUS=Running");
             ready = true;
         }
-        bool ended = false;
         if (wait_for_process(host, process, ready ? LIFE_PAUSE : BOOT_PAUSE, &ended)) {
             pause = FIRST_PAUSE;
             if (ended)
