@@ -44,7 +44,7 @@ def describe_other_ids(instances: Iterable[Instance], cluster: str, names: Itera
 def _find_differences(
     definition: Definition, networks: Networks, pools: Mapping[str, PoolConfig]
 ) -> Iterator[str]:
-    if definition.persistent:
+    if definition.persistent and definition.root_volume is None:
         yield "the disk is on this host only: what the VM writes to it is not on other hosts"
     for mount in definition.volumes:
         pool = pools.get(mount.volume.rpartition("/")[0])

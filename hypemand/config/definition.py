@@ -53,6 +53,11 @@ class VolumeMount:
     is_device: bool = False
 
     @property
+    def is_root(self) -> bool:
+        """Is it the VM's own disk?"""
+        return self.mount_path == "/"
+
+    @property
     def writes(self) -> bool:
         """Does the VM write to the volume itself?"""
         return not self.readonly and not self.overlay
@@ -171,6 +176,21 @@ class Definition:
     on_host_shutdown: HostShutdown = HostShutdown.STOP
     warm_start: WarmStart = WarmStart.AUTO
     fork_reset: tuple[str, ...] = ()
+
+    @property
+    def root_volume(self) -> VolumeMount | None:
+        """The volume or device that is the VM's own disk; None: it has one in the state directory."""
+        return next((mount for mount in self.volumes if mount.is_root), None)
+
+    @property
+    def other_volumes(self) -> tuple[VolumeMount, ...]:
+        """Those that the guest gets beside its own disk, in the order of their drives."""
+        return tuple(mount for mount in self.volumes if not mount.is_root)
+
+    @property
+    def local_disk(self) -> int:
+        """Bytes of its disk in the state directory."""
+        return self.disk if self.root_volume is None else 0
 
     @property
     def wants_headers(self) -> bool:

@@ -100,12 +100,29 @@ def _find_kind_problems(source: Source, data: Mapping[str, object]) -> Iterator[
                 hint = f"write {', '.join(kinds[:-1])} or {kinds[-1]}"
                 yield source.problem((key, i, kinds[0]), "is missing", hint)
     for i, item in _items(data, "volumes"):
+        if item.get("mount_path") == "/":
+            yield from _find_root_problems(source, i, item, data)
         if "source" in item and item.get("readonly") is False:
             what = "is false, but a source is always read-only"
             yield source.problem(("volumes", i, "readonly"), what, "remove it")
         if "source" in item and item.get("overlay") is True:
             what = "cannot be combined with source, which changes under the layer"
             yield source.problem(("volumes", i, "overlay"), what, "copy the files, or use a volume")
+
+
+def _find_root_problems(
+    source: Source, i: int, item: Mapping[str, object], data: Mapping[str, object]
+) -> Iterator[Problem]:
+    """Of what is the VM's own disk."""
+    if "source" in item:
+        yield source.problem(("volumes", i, "mount_path"), "is /, but a source is read-only", "use a volume")
+    for key, value in (("readonly", True), ("overlay", True), ("required", False)):
+        if item.get(key) is value:
+            what = "cannot be combined with mount_path: /, by which it is the VM's own disk"
+            yield source.problem(("volumes", i, key), what, "remove it")
+    if data.get("persistent") is False:
+        what = f"is false, but the VM's own disk is that of volumes[{i}]"
+        yield source.problem(("persistent",), what, "remove it, or use another mount_path")
 
 
 def _find_secret_problems(source: Source, data: Mapping[str, object]) -> Iterator[Problem]:

@@ -222,7 +222,9 @@ class Fleet:
     def promised_room(self, look: DiskLook, *, but: str = "") -> int:
         """Bytes that disks and volumes may grow to, all but those of `but`, and that snapshots have. A VM
         that is only defined has no disk yet, and is promised nothing."""
-        disks = sum(vm.record.definition.disk for vm in self if vm.name != but and self.has_disk(vm, look))
+        disks = sum(
+            vm.record.definition.local_disk for vm in self if vm.name != but and self.has_disk(vm, look)
+        )
         kept = sum(snapshot.stored for snapshot in self._snapshots)
         return disks + kept + self._promised_to("", but)
 

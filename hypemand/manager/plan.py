@@ -165,7 +165,8 @@ def make_plan(
     saved, or from a template, if there is one. `in_root`: is a file of the host in the root directory of
     VMMs already?"""
     guest = resolve_program(definition, image, host_files.env)
-    mounts = (*map(_guest_volume, volumes), *map(_guest_directory, host_files.directories))
+    others = [attached for attached in volumes if not attached.mount.is_root]
+    mounts = (*map(_guest_volume, others), *map(_guest_directory, host_files.directories))
     guest = replace(guest, volumes=mounts, machine_id=record.id, former_ids=record.former_ids)
     if record.former_ids:
         guest = replace(guest, reset_ssh_host_keys=RESET_SSH_HOST_KEYS in definition.fork_reset)
@@ -174,7 +175,7 @@ def make_plan(
     _check_mode(guest, definition)
     shared = _place_shared(definition, image, host, places.own)
     shared = {path: path if in_root(path) else place for path, place in shared.items()}
-    files = _vmm_files(definition, places.own, volumes, image, host, shared, host_files)
+    files = _vmm_files(definition, places.own, others, image, host, shared, host_files)
     net = None if network is None else NetDevice(network.port.mac)
     vmm = _make_vmm_plan(record.name, record.id, definition, guest.mode, host, files, net)
     bound = {path: place for path, place in shared.items() if path != place}
@@ -223,7 +224,7 @@ def plan_template(
         headers=own.headers if wants_headers else None,
         volumes=tuple(
             VolumeFile(own.volume(number), "", readonly=False)
-            for number in range(len(definition.volumes) + len(definition.directories))
+            for number in range(len(definition.other_volumes) + len(definition.directories))
         ),
         placed=own.runtime / FILES_DISK if definition.files else None,
         secrets=bool(definition.secrets),
@@ -258,6 +259,8 @@ def _make_unit_plan(
 ) -> UnitPlan:
     """`bound`: files of the host that VMs share, and their places in the VMM's root."""
     limit = derive_start_limit(definition)
+    disk = next((one.volume.disk for one in volumes if one.mount.is_root), places.disk)
+    others = [one for one in volumes if not one.mount.is_root]
     return UnitPlan(
         vm=record.name,
         vm_id=record.id,
@@ -268,18 +271,18 @@ def _make_unit_plan(
         root=places.root,
         readable=(
             *bound.items(),
-            *_volume_places(volumes, places.own, writable=False),
+            *_volume_places(others, places.own, writable=False),
             *(
                 (directory.image, places.own.volume(number))
-                for number, directory in enumerate(host_files.directories, start=len(volumes))
+                for number, directory in enumerate(host_files.directories, start=len(others))
             ),
             *outside_usr([host.binary]),
         ),
         writable=(
             (places.runtime, places.own.runtime),
-            (places.disk, places.own.disk),
+            (disk, places.own.disk),
         ),
-        volumes=tuple(_volume_places(volumes, places.own, writable=True)),
+        volumes=tuple(_volume_places(others, places.own, writable=True)),
         # of a pool, which may be on a file system of its own
         mounts=tuple(sorted({found.folder.parent for found in _list_volumes(volumes) if found.pool})),
         devices=tuple(

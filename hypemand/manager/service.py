@@ -227,7 +227,9 @@ class VmManager:
         does not end: its disk and uid are its own for as long. Without a disk systemd was not asked yet, and
         need not be."""
         try:
-            if vm.operations.is_busy or await run_in(Pool.STARTS, vm.places.disk.exists):
+            has_disk = vm.record.definition.root_volume is not None
+            has_disk = has_disk or await run_in(Pool.STARTS, vm.places.disk.exists)
+            if vm.operations.is_busy or has_disk:
                 await self._ends.end(vm)
                 await self._ends.forget(vm)
             else:

@@ -317,6 +317,12 @@ def _check_source(vm: Vm, kind: SnapshotKind, compression: Compression | None) -
     if kind is SnapshotKind.STOPPED and compression is not None:
         raise InvalidRequest("compression: a snapshot of kind Stopped has no memory", hint="leave it out")
     definition = find_source(vm)
+    if definition.root_volume is not None:
+        raise WrongState(
+            f"{vm.name} has the volume {definition.root_volume.volume} for its disk, which is not part of a"
+            " snapshot",
+            hint=f"stop it, and copy that: hypemanctl volume export {definition.root_volume.volume}",
+        )
     written = [mount.volume for mount in definition.volumes if mount.writes]
     if kind is SnapshotKind.STANDBY and written:
         raise WrongState(

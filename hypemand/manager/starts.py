@@ -223,7 +223,7 @@ class Starter:
         definition = vm.record.definition
         disks = await self._look(definition)
         self._fleet.check_memory(definition)
-        self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
+        self._fleet.check_room(disks, f"VM {vm.name}", definition.local_disk, but=vm.name)
         self._volume_use.resolve(vm.name, definition)
         network = self._networks.allocation.plan(vm.network_member)
         if network is not None:
@@ -323,7 +323,7 @@ class Starter:
         defined = definition = vm.record.definition if restored is None else restored.run.definition
         self._fleet.check_memory(definition)
         if restored is None:
-            self._fleet.check_room(disks, f"VM {vm.name}", definition.disk, but=vm.name)
+            self._fleet.check_room(disks, f"VM {vm.name}", definition.local_disk, but=vm.name)
         available = tuple(mount for mount in definition.volumes if mount not in taken)
         volumes = self._volume_use.resolve(vm.name, replace(definition, volumes=available))
         # with the volumes that it gets: what it goes without, others may have
@@ -467,6 +467,10 @@ class Starter:
         # first of all: a VM that runs unknown to systemd loses nothing then
         if origins.saved is not None:
             check_disk_unused(places.disk)
+        elif (root := definition.root_volume) is not None:
+            for attached in volumes:
+                if attached.mount == root and not root.is_device:
+                    check_available(attached.volume.disk, writes=True)
         else:
             make_disk = ensure_disk if definition.persistent else make_fresh_disk
             make_disk(places.disk, definition.disk, record.uid, places.templates)

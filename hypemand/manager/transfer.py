@@ -91,7 +91,8 @@ class Transfers:
             if image is not None:
                 packed = await stack.enter_async_context(self._images.export_content(image))
             # what is in a disk that every start makes anew belongs to no VM
-            disks = [Source(DISK, vm.places.disk)] if record.definition.persistent else []
+            has_own = record.definition.persistent and record.definition.root_volume is None
+            disks = [Source(DISK, vm.places.disk)] if has_own else []
             disks += [Source(_describe(one).member, one.disk, shared=True) for one in volumes]
             writer = ArchiveWriter(
                 partial(_make_manifest, record, volumes, has_image=packed is not None),

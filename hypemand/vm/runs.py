@@ -341,9 +341,11 @@ class Runs:
 
     def _locate_drive(self, drive: Drive) -> tuple[str, Path] | None:
         """Of what it runs with: the volumes in the order of their drives."""
-        number, volumes = drive.volume, self.definition.volumes
+        number, volumes, root = drive.volume, self.definition.other_volumes, self.definition.root_volume
         if number is None:
-            return "its disk", self._owner.places.disk
+            if root is None:
+                return "its disk", self._owner.places.disk
+            number, volumes = 0, (root,)
         if number >= len(volumes):
             return None
         file = self._services.volume_disk(volumes[number].volume)

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.one_release
 SHARED = "/srv/shared"
 SERVICE = f"[Unit]\nRequiresMountsFor={SHARED}\n[Service]\nReadWritePaths={SHARED}\n"
 LOG = {"volume": "san/log", "mount_path": "/srv"}
+OWN = {"volume": "san/own", "mount_path": "/"}
 READS = {**LOG, "readonly": True}
 
 
@@ -70,6 +71,14 @@ def test_a_volume_has_its_vm_on_one_host_and_the_next_one_when_that_host_has_die
         a.wait_until(lambda: len(list_numbers(on_a, "kept")) > 3, 30)
         assert ctl(b, "volume", "list", "-q").stdout == "san/log\n"
         refuse_on(b, on_b, f"VM counter on host {find_name(a)} ")
+        ctl(a, "volume", "create", "--size=64M", "san/own")
+        for vms in (on_a, on_b):
+            vms.define("mover", volumes=[OWN])
+        on_a.start("mover")
+        on_a.execute("mover", "sh", "-c", "echo mine >/etc/kept && sync")
+        refused = ctl(b, "start", "mover", check=False)
+        assert f"VM mover on host {find_name(a)} " in refused.stderr, refused.describe()
+        assert not a.run(["ls", "/var/lib/hypemand/vms/mover/disk.ext4"], check=False).ok
         restart_by_systemd_alone(a, on_a)
         kept = list_numbers(on_a, "kept")[-1]
         a.kill()
@@ -80,6 +89,8 @@ def test_a_volume_has_its_vm_on_one_host_and_the_next_one_when_that_host_has_die
         on_b.start("counter")
         b.wait_until(lambda: len(list_numbers(on_b, "kept")) > 3, 30)
         assert list_numbers(on_b, "found")[0] >= kept
+        on_b.start("mover")
+        assert on_b.execute("mover", "cat", "/etc/kept") == "mine\n"
         assert "pool san (/srv/shared, shared):" in ctl(b, "df").stdout
 
 

@@ -83,6 +83,6 @@ class HostView:
 
     def _measure_disk(self, vm: Vm, running: Definition | None, look: DiskLook) -> int:
         definition = running or vm.record.definition
-        own = definition.disk if self._parts.fleet.has_disk(vm, look) else 0
+        own = definition.local_disk if self._parts.fleet.has_disk(vm, look) else 0
         volumes = (self._parts.volumes.find(mount.volume) for mount in definition.volumes)
         return own + sum(volume.size for volume in volumes if volume is not None and not volume.pool)

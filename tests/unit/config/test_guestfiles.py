@@ -116,6 +116,16 @@ MANY = ", ".join(f"{{volume: v{number}, mount_path: /v{number}}}" for number in 
             "volumes[0].overlay: cannot be combined with source",
         ),
         ("volumes: [{source: /b%n, mount_path: /c}]", "volumes[0].source: "),
+        ("volumes: [{source: /b, mount_path: /}]", "volumes[0].mount_path: is /, but a source is read-only"),
+        ("volumes: [{volume: a, mount_path: /, readonly: true}]", "volumes[0].readonly: cannot be combined"),
+        ("volumes: [{volume: a, mount_path: /, overlay: true}]", "volumes[0].overlay: cannot be combined"),
+        ("volumes: [{volume: a, mount_path: /, required: false}]", "volumes[0].required: cannot be combined"),
+        ("volumes: [{volume: a, mount_path: //}]", "volumes[0].mount_path: "),
+        ("volumes: [{volume: a, mount_path: /}, {volume: b, mount_path: /}]", "volumes[1].mount_path: / is"),
+        (
+            "persistent: false\nvolumes: [{volume: a, mount_path: /}]",
+            "persistent: is false, but the VM's own disk is that of volumes[0]",
+        ),
         (
             f"volumes: [{MANY}]\nfiles: [{{path: /a, content: x}}]\nsecrets: [{{name: a}}]",
             "volumes: there are 17 disks beside the VM's own; files and secrets count as one each",

@@ -297,6 +297,25 @@ def test_a_volume_is_seen_by_its_vmm_alone_and_read_only_where_it_only_reads(tmp
     ]
 
 
+def test_a_volume_at_the_root_is_the_vms_own_disk(tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "volumes", tmp_path / "templates")
+    store.load()
+    paths = {"other": "/srv", "own": "/"}
+    mounts = [{"volume": name, "mount_path": path} for name, path in paths.items()]
+    definition = parse_definition("web", {"image": "app", "disk": "1G", "volumes": mounts})
+    volumes = [Attached(store.create(one.volume, 16 * MIB, {}), one) for one in definition.volumes]
+    other, own = (attached.volume for attached in volumes)
+    record = VmRecord("web", "0" * 32, 61200, Origin.FILE, 0.0, definition)
+    made = make_plan(record, definition, IMAGE, HOST, PLACES, volumes, in_root=lambda _path: False)
+    assert (own.disk, OWN.disk) in made.unit.writable
+    assert PLACES.disk not in {place for place, _ in (*made.unit.writable, *made.unit.volumes)}
+    assert made.unit.volumes == ((other.disk, OWN.volume(0)),)
+    assert [(volume.serial, volume.path) for volume in made.guest.volumes] == [(other.serial, "/srv")]
+    assert any(word.endswith("serial=hypeman-disk") for word in made.unit.start)
+    assert not any(own.serial in word for word in made.unit.start)
+    assert (definition.root_volume, definition.local_disk) == (definition.volumes[1], 0)
+
+
 def test_a_device_is_a_drive_that_the_unit_may_open_as_a_member_of_its_group() -> None:
     devices = [
         Attached(

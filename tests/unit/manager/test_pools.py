@@ -20,8 +20,10 @@ from hypemand.errors import (
     InUse,
     InvalidRequest,
     NotFound,
+    WrongState,
 )
 from hypemand.manager.resources.poolreader import PoolReader
+from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.state import State
@@ -107,6 +109,26 @@ def test_a_vm_gets_a_volume_that_another_host_made_and_its_unit_waits_for_the_mo
         await b.restart_daemon()
         with pytest.raises(InUse, match="VM web writes to the volume san/data"):
             await b.start("other")
+
+    drive(scenario)
+
+
+def test_a_volume_can_be_a_vms_own_disk_which_one_host_has_at_a_time() -> None:
+    async def scenario(a: FakeHost, b: FakeHost) -> None:
+        await create(a, "san/own")
+        mount = {"volume": "san/own", "mount_path": "/"}
+        await a.run("web", volumes=[mount], disk="64G")
+        vm, disk = a.vm("web"), a.parts.volumes.get("san/own").disk
+        assert not vm.places.disk.exists()
+        bound = a.systemd.units[unit_name("web")].properties["BindPaths"]
+        assert (str(disk), str(vm.places.own.disk)) in {(host, inside) for host, inside, *_ in bound}
+        assert a.parts.fleet.promised_room(await a.parts.fleet.look_at_disks()) == 0
+        await b.create("web", volumes=[mount])
+        with locked(disk), pytest.raises(InUse, match="it was given to VM web on host "):
+            await b.start("web")
+        await b.start("web")
+        with pytest.raises(WrongState, match="web has the volume san/own for its disk"):
+            await ApiSnapshots(b.parts, b.manager).create_snapshot("web", None, "base", {})
 
     drive(scenario)
 
