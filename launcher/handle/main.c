@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon.h"
 #include "host.h"
 
 /* Milliseconds between two questions to systemd where nothing tells of a change: the unit is between two of
@@ -136,10 +137,16 @@ static int start(struct host *host)
     }
     const char *const arguments[] = {"hypemanctl", "start", "--wait", host->vm, NULL};
     make_file(host, FILE_STARTING);
-    int status = run(host, arguments);
+    enum start found = start_by_daemon(host);
+    int status = found == START_FAILED ? 1 : 0;
+    if (found == START_REFUSED)
+        status = run(host, arguments);
     remove_file(host, FILE_STARTING);
     if (status != 0)
         return status;
+    /* where the daemon has ended meanwhile, systemd knows of the VM */
+    if (found == START_LOST)
+        return follow(host, false);
     notify("READY=1\nSTATUS=Running");
     return follow(host, true);
 }

@@ -6,16 +6,19 @@ usage: handle.py HANDLE
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 (HANDLE,) = sys.argv[1:]
@@ -35,6 +38,63 @@ exit "$(cat "$ROOT/status")"
 """
 STOPS_UNIT = "systemctl stop -- hypeman-vm-web.servic[e]"
 CANCELS = "systemctl stop --no-block -- hypeman@web.service"
+
+
+class Daemon:
+    """Answers each start with `status`, and each look at the VM with what is in the next of `streams`."""
+
+    def __init__(self, path: Path, streams: list[list[Mapping[str, object]]], status: int = 200) -> None:
+        self.asked: list[str] = []
+        self._streams = streams
+        self._status = status
+        self._is_looked_at = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(4)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(DEADLINE)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as request:
+            asked = request.readline().decode().strip()
+            self.asked.append(asked)
+            if asked.startswith("POST"):
+                self._is_looked_at.wait(DEADLINE)
+                connection.sendall(f"HTTP/1.0 {self._status} X\r\n\r\n{{}}".encode())
+                return
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            for event in self._streams.pop(0):
+                text = f"data: {json.dumps({'id': 'x', 'name': 'web', **event})}\n\n".encode()
+                for part in (text[:20], text[20:]):
+                    connection.sendall(part)
+            self._is_looked_at.set()
+            if self._streams:
+                # it is looked at anew once the start was answered
+                with contextlib.suppress(ConnectionError):
+                    request.read()
+
+
+BOOTS = {"state": "Initializing", "exit_code": None, "status_text": "Initializing: kernel up"}
+RUNS = {"state": "Running", "exit_code": None, "status_text": "Running: ready in 5 ms"}
+WAS_STOPPED = {
+    "state": "Stopped",
+    "exit_code": 4,
+    "exit_message": "of the run before",
+    "status_text": "Pulls",
+}
 
 
 class HandleTest(unittest.TestCase):
@@ -64,9 +124,11 @@ class HandleTest(unittest.TestCase):
         new.write_text(f"ActiveState={active}\n{f'Job={job}' if job else ''}\nMainPID=0\nControlPID=0\n")
         new.replace(self.root / "unit")
 
-    def start(self, what: str = "follow", **env: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, what: str = "follow", *, stderr: int | None = None, **env: str
+    ) -> subprocess.Popen[bytes]:
         own = {"ROOT": str(self.root), "NOTIFY_SOCKET": str(self.root / "notify"), "PATH": os.environ["PATH"]}
-        process = subprocess.Popen([HANDLE, what, "web", str(self.root)], env=own | env)
+        process = subprocess.Popen([HANDLE, what, "web", str(self.root)], env=own | env, stderr=stderr)
         self.addCleanup(self.end, process)
         return process
 
@@ -175,6 +237,68 @@ class HandleTest(unittest.TestCase):
         process.send_signal(signal.SIGURG)
         self.assertEqual(process.wait(DEADLINE), 0)
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["web.lock"])
+
+    def serve(self, *events: Mapping[str, object], status: int = 200) -> Daemon:
+        """Before the start is answered, it says that the VM is stopped; after that, what is given."""
+        daemon = Daemon(self.root / "run/hypemand/api.sock", [[WAS_STOPPED], list(events)], status)
+        self.addCleanup(daemon.close)
+        return daemon
+
+    def hear_ready(self) -> list[bytes]:
+        """All up to that it is ready."""
+        heard = [self.notified.recv(4096)]
+        while not heard[-1].startswith(b"READY=1"):
+            heard.append(self.notified.recv(4096))
+        return heard
+
+    def test_a_daemon_that_answers_is_asked_without_hypemanctl(self) -> None:
+        # what others wrote, as the names of variables, is no word of the daemon's
+        written = {"env": {"state": "Running", "A": '"state": "Running"'}}
+        daemon = self.serve({**BOOTS, **written}, RUNS)
+        self.set_unit("active")
+        process = self.start()
+        last = [b"STATUS=Initializing: kernel up", b"READY=1\nSTATUS=Running"]
+        self.assertIn(self.hear_ready(), ([b"STATUS=Pulls", *last], last))
+        self.assertEqual(daemon.asked[-1], "GET /instances/web/watch HTTP/1.0")
+        self.assertEqual(sorted(daemon.asked)[2:], ["POST /instances/web/start HTTP/1.0"])
+        self.assertFalse((self.folder / "web.starting").exists())
+        self.set_unit("inactive")
+        process.send_signal(signal.SIGURG)
+        self.assertEqual((process.wait(DEADLINE), self.calls()), (0, []))
+
+    def test_a_vm_that_ends_before_it_runs_fails_the_start_and_its_reason_is_said(self) -> None:
+        end = {"state": "Stopped", "exit_code": 3, "exit_message": 'of "disk", see', "exit_success": False}
+        self.serve(BOOTS, end)
+        process = self.start(stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        self.assertEqual((process.wait(DEADLINE), self.calls()), (1, []))
+        self.assertIn(b'web did not start: of \\"disk\\", see; see: hypemanctl status web', said)
+        self.notified.settimeout(0.0)
+        with self.assertRaises(BlockingIOError):
+            self.hear_ready()
+
+    def test_a_program_that_has_done_its_work_at_once_is_no_failure(self) -> None:
+        self.serve({"state": "Stopped", "exit_code": 0, "exit_message": "done", "exit_success": True})
+        process = self.start()
+        self.await_ready()
+        self.assertEqual((process.wait(DEADLINE), self.calls()), (0, []))
+
+    def test_a_request_that_is_refused_is_hypemanctls_to_explain(self) -> None:
+        self.serve(status=409)
+        (self.root / "status").write_text("9\n")
+        self.assertEqual(self.start().wait(DEADLINE), 9)
+        self.assertEqual(self.calls(), ["hypemanctl start --wait web"])
+
+    def test_where_the_daemon_ends_meanwhile_systemd_is_asked(self) -> None:
+        self.serve(BOOTS)
+        self.set_unit("activating")
+        process = self.start()
+        self.await_asked()
+        self.set_unit("active")
+        process.send_signal(signal.SIGURG)
+        self.await_ready()
+        self.assertEqual(self.calls(), [])
 
     def test_a_start_that_fails_gives_its_status_and_touches_no_vm(self) -> None:
         (self.root / "status").write_text("9\n")
