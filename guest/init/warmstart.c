@@ -7,7 +7,6 @@
 #include "devices.h"
 #include "entropy.h"
 #include "files.h"
-#include "netlink.h"
 #include "records.h"
 #include "runfolder.h"
 
@@ -16,12 +15,10 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
-#include <net/if.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -176,23 +173,6 @@ static bool read_block(struct warm_start *start, struct reason *why)
     return read;
 }
 
-/* The kernel's dummy device has a random MAC address, which all that go on from one template would share. */
-static bool renew_dummy(const uint8_t entropy[ENTROPY_SIZE], struct reason *why)
-{
-    uint8_t mac[6];
-    unsigned index = if_nametoindex("dummy0");
-    if (index == 0)
-        return true;
-    memcpy(mac, entropy, sizeof mac);
-    mac[0] = (uint8_t)((mac[0] & 0xfc) | 2); /* of one machine, and administered locally */
-    int netlink = netlink_open();
-    bool done = netlink >= 0 && netlink_mac(netlink, index, mac);
-    if (!done)
-        (void)refuse(why, "cannot set the MAC address of dummy0: %s", strerror(errno));
-    close_fd(&netlink);
-    return done;
-}
-
 /* Random numbers first: what comes after it may use them. */
 static bool take_identity(struct warm_start *start, struct report *report, struct reason *why)
 {
@@ -200,9 +180,6 @@ static bool take_identity(struct warm_start *start, struct report *report, struc
     uint8_t entropy[ENTROPY_SIZE];
     if (!read_block(start, why) || !start_block_parse(start, report->boot, &clock, entropy, why) ||
         !entropy_add(entropy, why))
-        return false;
-    /* In the place of those that were added, which nothing is to show. */
-    if (getrandom(entropy, sizeof entropy, 0) != (ssize_t)sizeof entropy || !renew_dummy(entropy, why))
         return false;
     return clock_set(&clock) == 0 || refuse(why, "cannot set the clock: %s", strerror(errno));
 }

@@ -27,7 +27,8 @@ STATE_FD = 9
 _TCG_BUFFER_MIB = 64
 # To move a process to another control group the kernel waits for a grace period of RCU, 20 to 30 ms at 100 Hz
 # unless it is expedited: twice for a VM that is put into Standby and restored (guest/agent/freezer.c).
-_KERNEL_WORDS = ("console=hvc0", "quiet", "rcupdate.rcu_expedited=1")
+# No dummy0, as there is none on a machine: its MAC address would be one for all that start from a template.
+_KERNEL_WORDS = ("console=hvc0", "quiet", "rcupdate.rcu_expedited=1", "dummy.numdummies=0")
 # TCG emulates the host's time stamp counter, and nothing that a busy host lets a guest calibrate it with:
 # it would hang for ever. guest/kernel/README.md has the measurements.
 _TCG_WORDS = (

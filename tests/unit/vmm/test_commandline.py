@@ -142,7 +142,7 @@ def test_under_tcg_the_guest_is_told_its_timers() -> None:
 
 def test_under_kvm_the_guest_finds_its_timers_itself() -> None:
     plan = replace(PLAN, accel=AccelKind.KVM)
-    assert kernel_words(plan) == "console=hvc0 quiet rcupdate.rcu_expedited=1"
+    assert kernel_words(plan) == "console=hvc0 quiet rcupdate.rcu_expedited=1 dummy.numdummies=0"
     assert options(plan, "-accel") == ["kvm"]
     assert options(plan, "-cpu") == ["host"]
 
