@@ -31,6 +31,7 @@ from hypemand.model.state import Origin, State
 from hypemand.model.vm import Program
 from hypemand.protocol.configdisk import write_config_disk
 from hypemand.protocol.filesdisk import write_files_disk
+from hypemand.storage.devices import Device, examine_device
 from hypemand.storage.directory import ensure_directory_image, find_directory_image, look_at
 from hypemand.storage.disks import (
     check_disk_unused,
@@ -224,11 +225,12 @@ class Starter:
         disks = await self._look(definition)
         self._fleet.check_memory(definition)
         self._fleet.check_room(disks, f"VM {vm.name}", definition.local_disk, but=vm.name)
-        self._volume_use.resolve(vm.name, definition)
+        volumes = self._volume_use.resolve(vm.name, definition)
+        needed = [attached for attached in volumes if attached.mount.required]
         network = self._networks.allocation.plan(vm.network_member)
         if network is not None:
             await self._networks.check_usable(network.port.bridge.network)
-        await run_in(Pool.STARTS, self._plan, vm, definition, image)
+        await run_in(Pool.STARTS, self._plan, vm, definition, image, needed)
         for mount in definition.directories:
             if mount.required:
                 await run_in(Pool.TOOLS, look_at, Path(mount.source))
@@ -246,14 +248,19 @@ class Starter:
         return disks
 
     async def _leave_out_taken(self, vm: Vm, definition: Definition) -> set[VolumeMount]:
-        """The volumes in pools that the VM may go without, and that a VMM on any host has."""
+        """The volumes in pools and devices that the VM may go without, and that a VMM on any host has, or the
+        host does not have."""
         taken = set()
         for mount in definition.volumes:
             volume = None if mount.required else self._parts.volumes.find(mount.volume)
-            if volume is None or not volume.pool:
+            if mount.required or not (mount.is_device or (volume is not None and volume.pool)):
                 continue
             try:
-                await run_in(Pool.POOLS, check_available, volume.disk, writes=mount.writes)
+                if volume is not None:
+                    await run_in(Pool.POOLS, check_available, volume.disk, writes=mount.writes)
+                else:
+                    device = self._parts.volumes.find_device(mount.volume)
+                    await run_in(Pool.STARTS, examine_device, device, writes=mount.writes)
             except (HypemandError, OSError) as error:
                 vm.log(logging.WARNING, f"VM {vm.name} starts without its volume {mount.volume}: {error}")
                 taken.add(mount)
@@ -443,6 +450,7 @@ class Starter:
         host = find_vmm_host(self._parts.config())
         definition = expand_unit(definition, vm.unit, read_specifier_host())
         origin = None if origins is None else origins.derive()
+        volumes = [examine(attached) for attached in volumes]
         what = (vm.record, definition, image, host, vm.places, volumes, network, host_files, origin)
         return make_plan(*what, in_root=is_in_usr)
 
@@ -484,6 +492,13 @@ class Starter:
         if host_files.files:
             write_files_disk(places.files, host_files.files, uid=record.uid)
         return plan
+
+
+def examine(attached: Attached) -> Attached:
+    """A volume as it is; a device after a look at it. As `examine_device`."""
+    if not isinstance(attached.volume, Device):
+        return attached
+    return replace(attached, volume=examine_device(attached.volume, writes=attached.mount.writes))
 
 
 async def _wait_for(task: asyncio.Task[Any]) -> None:

@@ -5,8 +5,6 @@ devices.
 The daemon does not open them, and writes nothing to them: what is on a device is the administrator's. Of two
 VMs on this host the lock of QEMU refuses the second. It is a lock on the device node of this host, and says
 nothing of other hosts.
-
-The functions look at /dev, /sys and /proc only, which takes microseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.errors import HostNotReady, InUse, NotFound
@@ -27,11 +25,11 @@ _SERIAL_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A block device. `name`: POOL/NAME; `group`: the id of the group that may open it."""
+    """A block device. `name`: POOL/NAME; `group`: the id of the group that may open it (`examine_device`)."""
 
     name: str
     disk: Path
-    group: int
+    group: int = -1
 
     @property
     def ref(self) -> str:
@@ -45,29 +43,28 @@ class Device:
 
 
 def find_device(name: str, pools: Mapping[str, Path]) -> Device:
-    """The device POOL/NAME, of these pools. NotFound; HostNotReady for what is no block device."""
+    """The device POOL/NAME, of these pools, whether or not it is there. NotFound. Pure."""
     pool, _, word = name.partition("/")
     if pool not in pools:
         there = ", ".join(sorted(pools)) or "none"
         hint = f"pools: of the host configuration has with devices: {there}"
         raise NotFound(f"there is no pool {pool[:80]} of devices", hint=hint)
-    path = pools[pool] / word
-    try:
-        found = path.stat()
-    except OSError as error:
-        hint = f"ls -l {path.parent} shows the devices"
-        raise NotFound(f"the device {path} is not available: {error.strerror}", hint=hint) from None
-    if not stat.S_ISBLK(found.st_mode):
-        raise HostNotReady(f"{path} is not a block device")
-    return Device(name, path, found.st_gid)
+    return Device(name, pools[pool] / word)
 
 
-def check_device(
+def examine_device(
     device: Device, *, writes: bool, mounts: Path = _MOUNTS, block_devices: Path = _BLOCK_DEVICES
-) -> None:
-    """Can a VMM have it? HostNotReady if its group cannot open it; InUse if the host itself has mounted it,
-    or has another device on top of it or on a part of it. OSError."""
-    found = device.disk.stat()
+) -> Device:
+    """The device with its group, if a VMM can have it. NotFound; HostNotReady if it is no block device, or
+    its group cannot open it; InUse if the host itself has mounted it, or has another device on top of it or
+    on a part of it. OSError. Blocks."""
+    try:
+        found = device.disk.stat()
+    except FileNotFoundError:
+        hint = f"ls -l {device.disk.parent} shows the devices"
+        raise NotFound(f"the device {device.disk} does not exist", hint=hint) from None
+    if not stat.S_ISBLK(found.st_mode):
+        raise HostNotReady(f"{device.disk} is not a block device")
     wanted = stat.S_IRGRP | (stat.S_IWGRP if writes else 0)
     if found.st_mode & wanted != wanted or found.st_gid == 0:
         raise HostNotReady(
@@ -87,3 +84,4 @@ def check_device(
             f"{device.disk} is in use on this host by {holders[0]}",
             hint="use the device on top of it, such as that of multipath in /dev/mapper",
         )
+    return replace(device, group=found.st_gid)

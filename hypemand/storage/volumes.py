@@ -92,7 +92,7 @@ class VolumeStore:
         self._devices = dict(devices)
 
     def find_device(self, name: str) -> Device:
-        """A block device by the name of its pool and its own. NotFound, HostNotReady."""
+        """A block device by the name of its pool and its own, whether or not it is there. NotFound."""
         return find_device(name, self._devices)
 
     def list_pools(self, refs: Collection[str] | None = None) -> list[VolumePool]:

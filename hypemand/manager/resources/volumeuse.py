@@ -17,7 +17,7 @@ from hypemand.config.definition import Definition, VolumeMount
 from hypemand.config.vmdef import definition_to_json, parse_definition
 from hypemand.errors import AlreadyExists, HypemandError, InUse, NotFound
 from hypemand.manager.plan import Attached
-from hypemand.storage.devices import Device, check_device
+from hypemand.storage.devices import Device
 from hypemand.storage.volume import Volume
 from hypemand.storage.volumes import VolumeStore
 
@@ -87,16 +87,12 @@ class VolumeUse:
         return tuple(resolved)
 
     def _resolve_one(self, vm: str, mount: VolumeMount) -> Attached:
-        volume = self._find_device(mount) if mount.is_device else self._find_volume(vm, mount)
+        store = self._store
+        volume = store.find_device(mount.volume) if mount.is_device else self._find_volume(vm, mount)
         for other in self.attachments(volume):
             if other.running and other.vm != vm and (other.mount.writes or mount.writes):
                 raise _in_use_by(volume, other, writes=mount.writes)
         return Attached(volume, mount)
-
-    def _find_device(self, mount: VolumeMount) -> Device:
-        device = self._store.find_device(mount.volume)
-        check_device(device, writes=mount.writes)
-        return device
 
     def _find_volume(self, vm: str, mount: VolumeMount) -> Volume:
         volume = self._store.find(mount.volume)

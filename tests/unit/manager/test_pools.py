@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -129,6 +131,42 @@ def test_a_volume_can_be_a_vms_own_disk_which_one_host_has_at_a_time() -> None:
         await b.start("web")
         with pytest.raises(WrongState, match="web has the volume san/own for its disk"):
             await ApiSnapshots(b.parts, b.manager).create_snapshot("web", None, "base", {})
+
+    drive(scenario)
+
+
+def test_a_vm_that_writes_to_a_device_may_open_that_alone_and_is_not_put_into_standby() -> None:
+    async def scenario(a: FakeHost, _b: FakeHost) -> None:
+        device = a.folder / "lun/one"
+        device.parent.mkdir()
+        os.mknod(device, stat.S_IFBLK, os.makedev(7, 200))
+        device.chmod(0o660)
+        os.chown(device, 0, 6)
+        a.config = replace(a.config, pools_of_devices={"lun": device.parent})
+        await a.daemon.reloader.reload()
+        await a.run("web", volumes=[{"device": "lun/one", "mount_path": "/srv"}])
+        properties = a.systemd.units[unit_name("web")].properties
+        assert properties["DeviceAllow"] == [(str(device), "rw")]
+        assert properties["SupplementaryGroups"] == ["6"]
+        with pytest.raises(WrongState, match="VM web writes to the device lun/one, and when it is restored"):
+            await a.manager.standby_vm("web")
+        assert a.vm("web").state is State.RUNNING
+        # what is not of that pool any more, it keeps
+        a.config = replace(a.config, pools_of_devices={})
+        await a.daemon.reloader.reload()
+        await a.restart_daemon()
+        assert a.vm("web").state is State.RUNNING
+        with pytest.raises(NotFound, match="there is no pool lun of devices"):
+            await a.manager.restart_vm("web")
+        a.config = replace(a.config, pools_of_devices={"lun": device.parent})
+        await a.daemon.reloader.reload()
+        device.unlink()
+        with pytest.raises(NotFound, match=f"the device {device} does not exist"):
+            await a.manager.restart_vm("web")
+        assert a.vm("web").state is State.RUNNING
+        await a.create("other", volumes=[{"device": "lun/one", "mount_path": "/srv", "required": False}])
+        await a.start("other")
+        assert a.vm("other").runs.definition.volumes == ()
 
     drive(scenario)
 

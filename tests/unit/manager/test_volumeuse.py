@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One writer or many readers, whatever is started in which order."""
 
-import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -81,10 +79,6 @@ def test_what_is_not_there_is_named(store: VolumeStore) -> None:
 
 def test_a_device_has_one_writer_too_and_is_no_volume_of_that_name(tmp_path: Path) -> None:
     folder = tmp_path / "lun"
-    folder.mkdir()
-    os.mknod(folder / "one", stat.S_IFBLK, os.makedev(7, 200))
-    (folder / "one").chmod(0o660)
-    os.chown(folder / "one", 0, 6)
     store = VolumeStore(tmp_path / "volumes", tmp_path / "templates", devices={"lun": folder})
     store.load()
     mount = {"device": "lun/one", "mount_path": "/srv"}

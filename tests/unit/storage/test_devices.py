@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hypemand.errors import HostNotReady, InUse, NotFound
-from hypemand.storage.devices import Device, check_device, find_device
+from hypemand.storage.devices import Device, examine_device, find_device
 
 # mknod(2) makes a node, whether or not there is such a device
 NUMBER = os.makedev(7, 200)
@@ -35,7 +35,7 @@ def find(lun: Path, word: str = "scsi-1") -> Device:
 
 
 def test_a_device_is_found_by_a_link_and_has_a_serial_number_of_its_own(lun: Path) -> None:
-    found, other = find(lun), find(lun, "sdx")
+    found, other = (examine_device(find(lun, word), writes=True) for word in ("scsi-1", "sdx"))
     assert (found.name, found.ref, found.disk, found.group) == ("lun/scsi-1", "lun/scsi-1", lun / "scsi-1", 6)
     assert found.serial != other.serial
     assert len(found.serial) <= 20
@@ -45,15 +45,15 @@ def test_what_is_no_device_is_named(lun: Path) -> None:
     with pytest.raises(NotFound, match="there is no pool san of devices") as refused:
         find_device("san/a", {"lun": lun})
     assert "lun" in refused.value.hint
-    with pytest.raises(NotFound, match=f"the device {lun}/gone is not available: No such file"):
-        find(lun, "gone")
+    with pytest.raises(NotFound, match=f"the device {lun}/gone does not exist"):
+        examine_device(find(lun, "gone"), writes=False)
     with pytest.raises(HostNotReady, match=f"{lun}/file is not a block device"):
-        find(lun, "file")
+        examine_device(find(lun, "file"), writes=False)
 
 
 def check(device: Device, tmp_path: Path, mounts: str = MOUNTS, *, writes: bool = True) -> None:
     (tmp_path / "mounts").write_text(mounts)
-    check_device(device, writes=writes, mounts=tmp_path / "mounts", block_devices=tmp_path / "block")
+    examine_device(device, writes=writes, mounts=tmp_path / "mounts", block_devices=tmp_path / "block")
 
 
 @pytest.mark.parametrize(
