@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypemand.config.definition import Definition, HostShutdown
 from hypemand.errors import GuestError, HypemandError, WrongState
@@ -38,6 +39,15 @@ _LIVE = (RunState.RUNNING, RunState.PAUSED)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """What a VM was started with."""
+
+    definition: Definition
+    image: Image
+    digest: str
+
+
 async def enter_standby(parts: Parts, vm: Vm) -> None:
     """Save a VM, and end its run. WrongState, GuestError, TimedOut, InsufficientResources: it runs on then,
     and nothing is left; or it has ended meanwhile."""
@@ -47,9 +57,10 @@ async def enter_standby(parts: Parts, vm: Vm) -> None:
     at_shutdown = _is_at_shutdown(vm)
     if not at_shutdown:
         check_allowed(Operation.STANDBY, vm.state, vm.name, vm.state_error)
+    program = await _find_program(parts, vm)
     async with name_full_disk_beside(f"put VM {vm.name} into standby", vm.places.state):
         with reach_session(vm, f"put VM {vm.name} into standby") as session, vm.standby.saving():
-            await _save(parts, vm, session, at_shutdown=at_shutdown)
+            await _save(parts, vm, session, program, at_shutdown=at_shutdown)
     if not at_shutdown:
         await end_saved(parts, vm)
     elif vm.session is not None:
@@ -64,7 +75,7 @@ def _is_at_shutdown(vm: Vm) -> bool:
     return wants and session is not None and session.is_ready and session.run_state in _LIVE
 
 
-async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) -> None:
+async def _save(parts: Parts, vm: Vm, session: Session, program: _Program, *, at_shutdown: bool) -> None:
     """Until it is on the disk, and its guest is not to run any more. VmmError, OSError, HypemandError."""
     was_running = session.run_state is not RunState.PAUSED
     try:
@@ -83,7 +94,8 @@ async def _save(parts: Parts, vm: Vm, session: Session, *, at_shutdown: bool) ->
 
         is_over = partial(_is_over, vm, session, at_shutdown=at_shutdown)
         what = "put into standby"
-        await _save_until_it_ends(parts, vm, session, what, write, is_over, was_running=was_running)
+        gather = partial(_gather, parts, vm, program)
+        await _save_until_it_ends(vm, session, what, gather, write, is_over, was_running=was_running)
     except BaseException:
         if not vm.standby.has_saved(session):
             await finish(run_on(vm, session, was_running=was_running), f"resumption of {vm.name}")
@@ -98,6 +110,8 @@ async def save_beside(
     """Save a Running VM to another folder; it runs on. `copy`: what else is done while it stands still.
     VmmError, OSError, HypemandError."""
 
+    program = await _find_program(parts, vm)
+
     async def write(facts: SaveFacts) -> SavedRun:
         await write_save(session, folder, facts, _derive_deadline(facts))
         await copy()
@@ -108,7 +122,8 @@ async def save_beside(
         await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=True)
         what = "copied to a snapshot"
         is_over = partial(_is_over, vm, session)
-        return await _save_until_it_ends(parts, vm, session, what, write, is_over, was_running=True)
+        gather = partial(_gather, parts, vm, program)
+        return await _save_until_it_ends(vm, session, what, gather, write, is_over, was_running=True)
     finally:
         await finish(_go_on(vm, session), f"resumption of {vm.name}")
 
@@ -127,10 +142,10 @@ async def _go_on(vm: Vm, session: Session) -> None:
 
 
 async def _save_until_it_ends(
-    parts: Parts,
     vm: Vm,
     session: Session,
     what: str,
+    gather: Callable[[], Coroutine[Any, Any, SaveFacts]],
     write: Callable[[SaveFacts], Awaitable[T]],
     is_over: Callable[[], bool],
     *,
@@ -148,7 +163,7 @@ async def _save_until_it_ends(
 
     async def save() -> T:
         async with Tasks(f"the save of VM {vm.name}") as tasks:
-            gathering = tasks.start("look", _gather(parts, vm), awaited=True)
+            gathering = tasks.start("look", gather(), awaited=True)
             standing = tasks.start("stop", stand_still(), awaited=True)
             await asyncio.wait((gathering, standing))
         # of both, since what nobody takes is logged
@@ -212,8 +227,9 @@ async def _quit(session: Session) -> None:
         await (await session.reach_vmm()).quit()
 
 
-async def _gather(parts: Parts, vm: Vm) -> SaveFacts:
-    """With what it runs. HypemandError where that is not known."""
+async def _find_program(parts: Parts, vm: Vm) -> _Program:
+    """What it was started with, before anything is done to its guest. GuestError where that is not known,
+    WrongState for a VM that cannot be saved."""
     definition, record = vm.runs.running.definition, vm.record
     digest = "" if record.pin is None else record.pin.digest
     image = None if definition is None else await parts.images.find_for(definition.image, digest)
@@ -222,16 +238,22 @@ async def _gather(parts: Parts, vm: Vm) -> SaveFacts:
             f"it is not known what VM {vm.name} runs with, so that it could not be restored",
             hint="restart it",
         )
-    written = [mount.volume for mount in definition.volumes if mount.is_device and mount.writes]
-    if written:
+    device = next((mount.volume for mount in definition.volumes if mount.is_device), None)
+    if device is not None:
         raise WrongState(
-            f"VM {vm.name} writes to the device {written[0]}, and when it is restored it would not be known"
+            f"VM {vm.name} has the device {device}, and when it is restored it would not be known"
             " whether others have written to that meanwhile",
             hint="stop it",
         )
+    return _Program(definition, image, digest)
+
+
+async def _gather(parts: Parts, vm: Vm, program: _Program) -> SaveFacts:
+    """All that is to be known of it when it is restored. HypemandError."""
+    definition, digest, record = program.definition, program.digest, vm.record
     host = await run_in(Pool.STARTS, find_vmm_host, parts.config())
     bound = await parts.units.bound_files(vm.unit)
-    files = await run_in(Pool.STARTS, _list_devices, definition, tuple(bound), image, host)
+    files = await run_in(Pool.STARTS, _list_devices, definition, tuple(bound), program.image, host)
     build = await parts.builds.find(host.binary, host.accel.kind)
     started_at = vm.view().started_at
     return SaveFacts(record.id, definition, digest, build, started_at, record.lease, files)

@@ -12,14 +12,17 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypemand.errors import HostNotReady, InUse, NotFound
 
 _MOUNTS = Path("/proc/self/mountinfo")
+_SWAPS = Path("/proc/swaps")
 _BLOCK_DEVICES = Path("/sys/dev/block")
+# what else is named there may be slow to ask
+_DEV = "/dev/"
 _SERIAL_DIGITS = 16
 
 
@@ -53,11 +56,16 @@ def find_device(name: str, pools: Mapping[str, Path]) -> Device:
 
 
 def examine_device(
-    device: Device, *, writes: bool, mounts: Path = _MOUNTS, block_devices: Path = _BLOCK_DEVICES
+    device: Device,
+    *,
+    writes: bool,
+    mounts: Path = _MOUNTS,
+    swaps: Path = _SWAPS,
+    block_devices: Path = _BLOCK_DEVICES,
 ) -> Device:
-    """The device with its group, if a VMM can have it. NotFound; HostNotReady if it is no block device, or
-    its group cannot open it; InUse if the host itself has mounted it, or has another device on top of it or
-    on a part of it. OSError. Blocks."""
+    """The device with its group, if a VMM can have it. NotFound; HostNotReady if it is no whole block device,
+    or its group cannot open it; InUse if the host itself has mounted it, swaps to it, or has another device on
+    top of it or on a part of it. OSError. Blocks."""
     try:
         found = device.disk.stat()
     except FileNotFoundError:
@@ -65,19 +73,19 @@ def examine_device(
         raise NotFound(f"the device {device.disk} does not exist", hint=hint) from None
     if not stat.S_ISBLK(found.st_mode):
         raise HostNotReady(f"{device.disk} is not a block device")
+    folder = block_devices / _format_number(found.st_rdev)
+    if (folder / "partition").exists():
+        # the locks of two VMs that have it and the whole device would not meet
+        raise HostNotReady(f"{device.disk} is a partition", hint="use a whole device")
     wanted = stat.S_IRGRP | (stat.S_IWGRP if writes else 0)
     if found.st_mode & wanted != wanted or found.st_gid == 0:
         raise HostNotReady(
             f"{device.disk} cannot be {'written to' if writes else 'read'} by a group other than root",
             hint="set GROUP=disk and MODE=0660 for it by a rule of udev(7)",
         )
-    number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
-    folder = block_devices / number
-    parts = {number, *(one.read_text().strip() for one in folder.glob("*/dev"))}
-    for line in mounts.read_text().splitlines():
-        fields = line.split()
-        if fields[2] in parts:
-            raise InUse(f"{device.disk} is mounted on this host, on {fields[4]}", hint=f"umount {fields[4]}")
+    parts = {folder.name, *(one.read_text().strip() for one in folder.glob("*/dev"))}
+    for use in (*_find_mounts(mounts.read_text(), parts), *_find_swaps(swaps.read_text(), parts)):
+        raise InUse(f"{device.disk} is {use}", hint="take it out of use there first")
     holders = sorted({one.name for pattern in ("holders/*", "*/holders/*") for one in folder.glob(pattern)})
     if holders:
         raise InUse(
@@ -85,3 +93,34 @@ def examine_device(
             hint="use the device on top of it, such as that of multipath in /dev/mapper",
         )
     return replace(device, group=found.st_gid)
+
+
+def _format_number(number: int) -> str:
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def _find_mounts(mountinfo: str, parts: Container[str]) -> Iterator[str]:
+    """Of proc_pid_mountinfo(5). The number of a btrfs is none of a device, but its source is one."""
+    for line in mountinfo.splitlines():
+        fields = line.split()
+        source = fields[fields.index("-") + 2]
+        if fields[2] in parts or _find_number(source) in parts:
+            yield f"mounted on this host, on {fields[4]}"
+
+
+def _find_swaps(swaps: str, parts: Container[str]) -> Iterator[str]:
+    """Of proc_swaps(5), below its heading."""
+    for line in swaps.splitlines()[1:]:
+        if _find_number(line.split()[0]) in parts:
+            yield "swap space of this host"
+
+
+def _find_number(path: str) -> str:
+    """That of a device node of the host; "" for what is none."""
+    if not path.startswith(_DEV):
+        return ""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return _format_number(found.st_rdev) if stat.S_ISBLK(found.st_mode) else ""

@@ -115,6 +115,7 @@ class Standby:
         self._judged: tuple[SavedRun, str] | None = None
         # keeps the memory that the run has mapped (`drop_used`)
         self._held: int | None = None
+        self._mapping: Session | None = None  # whose run has that mapped
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -162,6 +163,8 @@ class Standby:
     def meet(self, session: Session | None, *, is_activating: bool) -> None:
         """A run is on that may be a restore: its agent answers to what that was saved with, and when its
         guest runs. It is spoken to when it is known which boot this is."""
+        if self._held is not None and session is not self._mapping:
+            self._tasks.start("release of its memory", self.free_memory())
         origin = self.used or self.saved
         waits = session is not None and session is not self._met and is_activating
         if session is not None and waits and origin is not None and origin.run != session.run:
@@ -174,6 +177,7 @@ class Standby:
         if session is None or session.boot is None:
             return
         if self.used is not None and is_running:
+            self._mapping = session
             self._remove_used()
             return
         origin = self.used or self.saved
@@ -206,6 +210,9 @@ class Standby:
 
     async def _drop_used(self) -> None:
         await self.free_memory()
+        await finish(self._hold_memory(), f"removal of what {self._name} was restored from")
+
+    async def _hold_memory(self) -> None:
         self._held = await run_in(Pool.TOOLS, drop_used, self._state)
 
     async def free_memory(self) -> None:

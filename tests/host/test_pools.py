@@ -166,7 +166,7 @@ def test_a_vm_keeps_its_data_on_a_block_device_of_which_it_is_the_only_writer(
         assert not ctl(host, "start", "--wait", "alias", check=False).ok
         assert any('Failed to get "write" lock' in line for line in vms.console("alias"))
         refused = ctl(host, "standby", "counter", check=False)
-        assert "VM counter writes to the device lun/scsi-1, and when it is restored" in refused.stderr
+        assert "VM counter has the device lun/scsi-1, and when it is restored" in refused.stderr
         kept = list_numbers(vms, "kept")[-1]
         vms.ctl("kill", "counter")
         host.run(["mount", "/dev/lun/sdx", "/mnt"])

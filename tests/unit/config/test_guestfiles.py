@@ -27,7 +27,7 @@ KEYS: dict[str, Any] = {
     ],
     "volumes": [
         {"volume": "data", "mount_path": "/data"},
-        {"device": "lun/scsi-36001:0.x", "mount_path": "/lun", "readonly": True},
+        {"device": "lun/scsi-36001-0.x", "mount_path": "/lun", "readonly": True},
         {"source": "/srv/www", "mount_path": "/www", "readonly": True},
         {"source": "/srv/more", "mount_path": "/more", "required": False},
     ],
@@ -48,7 +48,7 @@ def test_keys_are_values_and_the_same_again() -> None:
     )
     assert made.volumes == (
         VolumeMount("data", "/data"),
-        VolumeMount("lun/scsi-36001:0.x", "/lun", readonly=True, is_device=True),
+        VolumeMount("lun/scsi-36001-0.x", "/lun", readonly=True, is_device=True),
     )
     assert made.directories == (
         DirectoryMount("/srv/www", "/www"),
@@ -57,7 +57,7 @@ def test_keys_are_values_and_the_same_again() -> None:
     assert parse_definition("web", definition_to_json(made)) == made
     assert list(find_host_paths(made)) == [
         *("env_file (/etc/a.env)", "env_file (/etc/b.env)", "files.source (/etc/c)"),
-        *("volumes.source (/srv/www)", "volumes.source (/srv/more)", "volumes.device (lun/scsi-36001:0.x)"),
+        *("volumes.source (/srv/www)", "volumes.source (/srv/more)", "volumes.device (lun/scsi-36001-0.x)"),
         *("secrets (key)", "secrets (tls.key)", "secrets (token)"),
     ]
     plain = parse_definition("web", {"image": "x", "files": KEYS["files"][:1]})

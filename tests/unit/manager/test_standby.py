@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hypemand.errors import HypemandError, WrongState
+from hypemand.errors import GuestError, HypemandError, WrongState
+from hypemand.manager.images.images import Images
 from hypemand.model.exits import ExitKind
 from hypemand.model.state import FromStandby, Operation, State, check_allowed
 from tests.fakes.host import FakeHost, drive
@@ -73,7 +74,7 @@ def test_the_memory_that_a_vm_has_gone_on_with_is_given_back_when_that_has_ended
         return os.path.lexists(f"/proc/self/fd/{fd}")
 
     async def scenario(host: FakeHost) -> None:
-        await put_away(host)
+        await put_away(host, restart="on-failure")
         for order in (host.manager.standby_vm, host.manager.stop_vm):
             await host.manager.restore_vm("web")
             await host.until(State.RUNNING)
@@ -81,6 +82,37 @@ def test_the_memory_that_a_vm_has_gone_on_with_is_given_back_when_that_has_ended
             await host.until_true(lambda: len(held(host)) == 1)
             await order("web")
             await host.until_true(lambda: held(host) == [])
+        # a run that systemd starts alone boots
+        await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        await host.manager.standby_vm("web")
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: len(held(host)) == 1)
+        before = host.vm().run
+        host.vmm().exit(1)
+        await host.until_true(lambda: host.vm().run != before)
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: held(host) == [])
+
+    drive(scenario)
+
+
+def test_what_cannot_be_saved_is_refused_before_its_guest_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_nothing(*_: object) -> None:
+        return None
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        monkeypatch.setattr(Images, "find_for", find_nothing)
+        with pytest.raises(GuestError, match="it is not known what VM web runs with"):
+            await host.manager.standby_vm("web")
+        assert not host.vmm().freezer.frozen
+        assert host.vmm().freezer.thaws == []
+        assert host.vm().state is State.RUNNING
+        session = host.vm().session
+        assert session is not None
+        assert session.has_agent, "nobody was sent away"
 
     drive(scenario)
 

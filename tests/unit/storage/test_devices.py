@@ -14,6 +14,7 @@ from hypemand.storage.devices import Device, examine_device, find_device
 
 # mknod(2) makes a node, whether or not there is such a device
 NUMBER = os.makedev(7, 200)
+SWAPS = "Filename Type Size Used Priority\n/swapfile file 1048572 0 -2\n"
 MOUNTS = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 
 
@@ -51,9 +52,13 @@ def test_what_is_no_device_is_named(lun: Path) -> None:
         examine_device(find(lun, "file"), writes=False)
 
 
-def check(device: Device, tmp_path: Path, mounts: str = MOUNTS, *, writes: bool = True) -> None:
+def check(
+    device: Device, tmp_path: Path, mounts: str = MOUNTS, *, swaps: str = SWAPS, writes: bool = True
+) -> None:
     (tmp_path / "mounts").write_text(mounts)
-    examine_device(device, writes=writes, mounts=tmp_path / "mounts", block_devices=tmp_path / "block")
+    (tmp_path / "swaps").write_text(swaps)
+    places = {"mounts": tmp_path / "mounts", "swaps": tmp_path / "swaps"}
+    examine_device(device, writes=writes, block_devices=tmp_path / "block", **places)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +96,23 @@ def test_what_the_host_uses_itself_is_no_vms(lun: Path, tmp_path: Path) -> None:
     (part / "holders/dm-3").mkdir()
     with pytest.raises(InUse, match="is in use on this host by dm-3"):
         check(device, tmp_path)
+
+
+def test_the_host_uses_what_it_swaps_to_and_what_a_btrfs_is_on(
+    lun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.storage.devices._DEV", f"{lun}/")
+    device, node = find(lun), lun / "sdx"
+    with pytest.raises(InUse, match="scsi-1 is swap space of this host"):
+        check(device, tmp_path, swaps=f"{SWAPS}{node} partition 1048572 0 -3\n")
+    with pytest.raises(InUse, match="scsi-1 is mounted on this host, on /home"):
+        check(device, tmp_path, f"{MOUNTS}31 22 0:35 /home /home rw shared:1 - btrfs {node} rw\n")
+    check(device, tmp_path, f"{MOUNTS}31 22 0:35 / /proc rw - proc proc rw\n")
+
+
+def test_a_partition_is_refused(lun: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "block/7:200"
+    folder.mkdir(parents=True)
+    (folder / "partition").write_text("1\n")
+    with pytest.raises(HostNotReady, match="scsi-1 is a partition"):
+        check(find(lun), tmp_path)
