@@ -73,7 +73,8 @@ def find_guest_file_problems(source: Source, data: Mapping[str, object]) -> Iter
     yield from _find_kind_problems(source, data)
     yield from _find_secret_problems(source, data)
     yield from _find_file_problems(source, data)
-    drives = len(_items(data, "volumes")) + bool(_items(data, "files")) + bool(_items(data, "secrets"))
+    beside = [item for _, item in _items(data, "volumes") if item.get("mount_path") != "/"]
+    drives = len(beside) + bool(_items(data, "files")) + bool(_items(data, "secrets"))
     if drives > MAX_VOLUMES:
         what = f"there are {drives} disks beside the VM's own; files and secrets count as one each"
         yield source.problem(("volumes",), what, f"use at most {MAX_VOLUMES} together")

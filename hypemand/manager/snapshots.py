@@ -239,6 +239,11 @@ class ApiSnapshots:
     async def _revert(self, vm: Vm, snapshot: Snapshot, run: SavedRun | None) -> None:
         """`run`: what the VM is to go on from."""
         state, folder, what = vm.places.state, self._store.folder(snapshot), f"VM {vm.name}"
+        if run is None and (root := vm.record.definition.root_volume) is not None:
+            raise WrongState(
+                f"{vm.name} has the volume {root.volume} for its disk, and would not start from a snapshot",
+                hint="fork the snapshot, or remove the volume with mount_path / from its definition",
+            )
         if run is not None:
             build = await find_build(self._parts)
             if why := await find_snapshot_problem(self._parts, snapshot, build):
@@ -321,7 +326,9 @@ def _check_source(vm: Vm, kind: SnapshotKind, compression: Compression | None) -
         raise WrongState(
             f"{vm.name} has the volume {definition.root_volume.volume} for its disk, which is not part of a"
             " snapshot",
-            hint=f"stop it, and copy that: hypemanctl volume export {definition.root_volume.volume}",
+            hint="copy that by the means of its storage"
+            if definition.root_volume.is_device
+            else f"stop it, and copy that: hypemanctl volume export {definition.root_volume.volume}",
         )
     written = [mount.volume for mount in definition.volumes if mount.writes]
     if kind is SnapshotKind.STANDBY and written:

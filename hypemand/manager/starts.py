@@ -234,9 +234,10 @@ class Starter:
         for mount in definition.directories:
             if mount.required:
                 await run_in(Pool.TOOLS, look_at, Path(mount.source))
-        problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
-        if problem is not None:
-            raise InvalidDefinition([problem])
+        if definition.root_volume is None:
+            problem = await run_in(Pool.STARTS, find_size_problem, vm.places.disk, definition.disk)
+            if problem is not None:
+                raise InvalidDefinition([problem])
 
     async def _look(self, definition: Definition) -> DiskLook:
         """Learn what the host has on its disks for a start."""
@@ -473,12 +474,12 @@ class Starter:
         else:
             make_root(places.root, places.own)  # it could not be made when the daemon started
         # first of all: a VM that runs unknown to systemd loses nothing then
-        if origins.saved is not None:
-            check_disk_unused(places.disk)
-        elif (root := definition.root_volume) is not None:
+        if (root := definition.root_volume) is not None:
             for attached in volumes:
                 if attached.mount == root and not root.is_device:
                     check_available(attached.volume.disk, writes=True)
+        elif origins.saved is not None:
+            check_disk_unused(places.disk)
         else:
             make_disk = ensure_disk if definition.persistent else make_fresh_disk
             make_disk(places.disk, definition.disk, record.uid, places.templates)

@@ -137,3 +137,9 @@ def test_a_mistake_is_told_with_its_cure(line: str, problem: str) -> None:
         parse_source_definition("web", parse_source(f"image: x\n{line}\n", "web.yaml"))
     told = [str(one).partition(": ")[2] for one in caught.value.problems]
     assert any(one.startswith(problem) for one in told), told
+
+
+def test_the_vms_own_disk_is_none_of_the_disks_beside_it() -> None:
+    own = "{volume: own, mount_path: /}"
+    text = f"image: x\nvolumes: [{MANY}, {own}]\nfiles: [{{path: /a, content: x}}]\n"
+    assert parse_source_definition("web", parse_source(text, "web.yaml")).root_volume is not None

@@ -28,12 +28,12 @@ from hypemand.manager.resources.poolreader import PoolReader
 from hypemand.manager.snapshots import ApiSnapshots
 from hypemand.manager.transfer import Transfers
 from hypemand.manager.volumes import ApiVolumes
-from hypemand.model.state import State
+from hypemand.model.state import Origin, State
 from hypemand.model.transfer import ExportWanted
 from hypemand.storage.pools import VolumePool
 from hypemand.storage.volumes import VolumeStore
 from hypemand.unitnames import unit_name
-from tests.fakes.host import DEADLINE, FakeHost, folder_in_memory, running
+from tests.fakes.host import DEADLINE, FakeHost, define, folder_in_memory, running
 from tests.unit.storage.diskuser import READS, locked
 
 MIB = 1024 * 1024
@@ -135,7 +135,7 @@ def test_a_volume_can_be_a_vms_own_disk_which_one_host_has_at_a_time() -> None:
     drive(scenario)
 
 
-def test_a_vm_that_writes_to_a_device_may_open_that_alone_and_is_not_put_into_standby() -> None:
+def test_a_vm_that_has_a_device_may_open_that_alone_and_is_not_put_into_standby() -> None:
     async def scenario(a: FakeHost, _b: FakeHost) -> None:
         device = a.folder / "lun/one"
         device.parent.mkdir()
@@ -148,7 +148,7 @@ def test_a_vm_that_writes_to_a_device_may_open_that_alone_and_is_not_put_into_st
         properties = a.systemd.units[unit_name("web")].properties
         assert properties["DeviceAllow"] == [(str(device), "rw")]
         assert properties["SupplementaryGroups"] == ["6"]
-        with pytest.raises(WrongState, match="VM web writes to the device lun/one, and when it is restored"):
+        with pytest.raises(WrongState, match="VM web has the device lun/one, and when it is restored"):
             await a.manager.standby_vm("web")
         assert a.vm("web").state is State.RUNNING
         # what is not of that pool any more, it keeps
@@ -167,6 +167,23 @@ def test_a_vm_that_writes_to_a_device_may_open_that_alone_and_is_not_put_into_st
         await a.create("other", volumes=[{"device": "lun/one", "mount_path": "/srv", "required": False}])
         await a.start("other")
         assert a.vm("other").runs.definition.volumes == ()
+def test_a_vm_that_had_a_disk_of_its_own_before_starts_from_the_volume_and_not_from_a_snapshot_of_that() -> (
+    None
+):
+    async def scenario(a: FakeHost, _: FakeHost) -> None:
+        snapshots = ApiSnapshots(a.parts, a.manager)
+        await create(a, "san/own")
+        await a.run("web", disk="1G")
+        await a.manager.stop_vm("web")
+        await snapshots.create_snapshot("web", None, "base", {})
+        mount = {"volume": "san/own", "mount_path": "/"}
+        # less than its old disk, which is of no use any more
+        await a.parts.records.update("web", define("web", volumes=[mount], disk="64M"), Origin.API)
+        with pytest.raises(WrongState, match="web has the volume san/own for its disk, and would not start"):
+            await snapshots.restore_snapshot("web", "base", None)
+        await a.start("web")
+        await a.until(State.RUNNING, "web")
+        await a.manager.restart_vm("web")
 
     drive(scenario)
 
