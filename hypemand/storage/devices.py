@@ -64,8 +64,8 @@ def examine_device(
     block_devices: Path = _BLOCK_DEVICES,
 ) -> Device:
     """The device with its group, if a VMM can have it. NotFound; HostNotReady if it is no whole block device,
-    or its group cannot open it; InUse if the host itself has mounted it, swaps to it, or has another device on
-    top of it or on a part of it. OSError. Blocks."""
+    or its group cannot open it; InUse if the host itself has mounted it, swaps to it, or has another device
+    on top of it or on a part of it. OSError. Blocks."""
     try:
         found = device.disk.stat()
     except FileNotFoundError:

@@ -167,6 +167,8 @@ def test_a_vm_that_has_a_device_may_open_that_alone_and_is_not_put_into_standby(
         await a.create("other", volumes=[{"device": "lun/one", "mount_path": "/srv", "required": False}])
         await a.start("other")
         assert a.vm("other").runs.definition.volumes == ()
+
+
 def test_a_vm_that_had_a_disk_of_its_own_before_starts_from_the_volume_and_not_from_a_snapshot_of_that() -> (
     None
 ):
