@@ -12,11 +12,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define LIST RUN_FOLDER "/frozen"
@@ -29,6 +31,7 @@ enum {
     STATUS_SIZE = 1024,
     KERNEL_THREAD = 0x00200000,
     SPARED = 3,
+    KTHREADD = 2, /* its PID, in the first PID namespace, which is the agent's */
     PASSES_MAX = 16
 };
 
@@ -80,16 +83,23 @@ static bool parse_stat(const char *text, char *state, unsigned long *flags)
     return at != NULL;
 }
 
-/* One that has ended is none. The kernel's threads, of which the root group has some fifty, and what has
- * ended have no memory: proc_pid_statm(5), which is read sooner than proc_pid_stat(5). */
-static bool is_to_freeze(const struct freezing *freezing, pid_t pid)
+/* The kernel's threads, of which the root group has some fifty, and what has ended have no memory: as
+ * kthreadd has none, kcmp(2), and in proc_pid_statm(5). A file for each would take as long as all else of a
+ * freezing. */
+static bool has_memory(const struct freezing *freezing, pid_t pid)
 {
     char text[STATUS_SIZE];
+    return syscall(SYS_kcmp, KTHREADD, pid, KCMP_VM, 0UL, 0UL) != 0 &&
+           read_of(freezing, pid, "statm", text, sizeof text) && text[0] != '0';
+}
+
+static bool is_to_freeze(const struct freezing *freezing, pid_t pid)
+{
     for (size_t i = 0; i < SPARED; i++) {
         if (pid == freezing->spared[i])
             return false;
     }
-    return read_of(freezing, pid, "statm", text, sizeof text) && text[0] != '0';
+    return has_memory(freezing, pid);
 }
 
 static bool find_group(const struct freezing *freezing, pid_t pid, char group[PATH_MAX])
