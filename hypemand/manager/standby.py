@@ -218,6 +218,8 @@ async def end_saved(parts: Parts, vm: Vm) -> None:
     if not await vm.changes.wait_for(has_ended, _END_DEADLINE):
         await parts.units.kill(vm.unit, _SIGKILL)
         await vm.changes.wait_for(has_ended, _END_DEADLINE)
+    # the handle's process ends now, and another one of it follows
+    parts.easing.begin()
     await vm.runs.settle()
 
 

@@ -41,8 +41,9 @@ _DEADLINE = 10.0
 _LOCK_DEADLINE, _LOCK_PAUSE = 2.0, 0.02
 # between two starts of a unit that ends at once
 _LEAST_PAUSE = 1.0
-# what does not wait for it yet ignores it
-_LOOK = signal.SIGURG
+# what does not wait for it yet ignores it: ask for the VM's state; and the same, where that has ended with
+# success, which need not be asked for
+_LOOK, _HAS_ENDED = signal.SIGURG, signal.SIGWINCH
 
 
 def find_notes(folder: Path) -> set[str]:
@@ -130,29 +131,33 @@ class Handle:
 
     async def look(self) -> None:
         """Have its process ask for the VM's state now, which has changed."""
+        await self._signal(_LOOK)
+
+    async def _signal(self, number: signal.Signals) -> None:
         try:
-            await self._units.kill(self._unit, _LOOK)
+            await self._units.kill(self._unit, number)
         except BusError as error:
             _log.debug("VM %s: cannot signal %s: %s", self._vm, self._unit, error)
 
-    async def release(self) -> None:
+    async def release(self, *, succeeded: bool = False) -> None:
         """The VM has ended: wait until this has too, so that it can be started again. Not for a start or stop
-        of it that was asked for elsewhere: that may itself wait for this."""
+        of it that was asked for elsewhere: that may itself wait for this. `succeeded`: its unit is inactive,
+        and has not failed."""
         if self.is_held:
             return
         try:
             async with self._turn:
                 async with asyncio.timeout(_DEADLINE):
-                    await self._await_end()
+                    await self._await_end(_HAS_ENDED if succeeded else _LOOK)
                 await self._remove_note()
         except (BusError, OSError) as error:
             if isinstance(error, TimeoutError):
                 error = TimeoutError(f"it has not ended in {_DEADLINE:g} s")
             _log.warning("VM %s: %s: %s", self._vm, self._unit, error)
 
-    async def _await_end(self) -> None:
+    async def _await_end(self, number: signal.Signals) -> None:
         run = None
-        await self.look()
+        await self._signal(number)
         while True:
             self._changed.clear()
             status = await self._units.status(self._unit)

@@ -470,7 +470,7 @@ class Vm:
         # a network service that hangs must not hold up an end; the next start waits for its turn there
         await asyncio.wait([detaching], timeout=_DETACH_DEADLINE)
         await run_in(Pool.STARTS, self.runs.files.remove_runtime)
-        await self.handle.release()
+        await self.handle.release(succeeded=self._unit.active_state in ("inactive", None))
 
     @property
     def has_handle(self) -> bool:

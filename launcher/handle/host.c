@@ -34,6 +34,8 @@ int host_init(struct host *host, const char *vm, const char *root)
     (void)sigaddset(&signals, SIGCHLD);
     /* "look again", of the daemon: what is not ready for it yet ignores it */
     (void)sigaddset(&signals, SIGURG);
+    /* the same, and it has ended with success */
+    (void)sigaddset(&signals, SIGWINCH);
     if (sigprocmask(SIG_SETMASK, &signals, NULL) < 0)
         return -1;
     host->signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -48,6 +50,7 @@ void await_stop(struct host *host)
     (void)sigprocmask(SIG_BLOCK, &signals, NULL);
     (void)sigaddset(&signals, SIGCHLD);
     (void)sigaddset(&signals, SIGURG);
+    (void)sigaddset(&signals, SIGWINCH);
     (void)signalfd(host->signals, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
@@ -91,6 +94,8 @@ static void take_signals(struct host *host)
     while (read(host->signals, &info, sizeof(info)) == (ssize_t)sizeof(info))
         if (info.ssi_signo == SIGTERM)
             host->stopped = true;
+        else if (info.ssi_signo == SIGWINCH)
+            host->has_ended = true;
 }
 
 /* Wait for a signal, or for a descriptor (-1: none) to become readable: is it, and no signal has come? */

@@ -25,6 +25,7 @@ struct host {
     int signals;
     int lock;
     bool stopped;
+    bool has_ended; /* the daemon has said so of the VM */
 };
 
 /** Block SIGCHLD and SIGURG and take them by a descriptor. Returns 0, or -1 with errno. */

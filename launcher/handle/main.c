@@ -84,14 +84,19 @@ static bool has_ended(enum unit_state state)
 }
 
 /* Ask systemd, and where the VM has ended, with the lock, which is held then: the daemon may be restarting
- * it. `expected`: it has ended most likely, so that the lock is taken at once. */
+ * it. `expected`: it has ended most likely, so that the lock is taken at once. Where the daemon says so,
+ * systemd need not be asked: no run begins before this process has ended. */
 static enum unit_state ask_for_end(struct host *host, bool expected, pid_t *process)
 {
     bool waited = false;
-    if (expected)
+    bool locked = expected || host->has_ended;
+    if (locked)
         take_lock(host, &waited);
+    if (host->has_ended && !waited)
+        return UNIT_ENDED;
+    host->has_ended = false;
     enum unit_state state = ask(host, process);
-    if (!expected && has_ended(state)) {
+    if (!locked && has_ended(state)) {
         take_lock(host, &waited);
         state = ask(host, process);
     }
@@ -105,6 +110,7 @@ static int follow(struct host *host, bool ready)
 {
     int pause = FIRST_PAUSE;
     bool ended = false;
+    host->has_ended = false; /* that was the run before */
     for (;;) {
         pid_t process = 0;
         enum unit_state state = ask_for_end(host, ended, &process);

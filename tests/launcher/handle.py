@@ -179,6 +179,30 @@ class HandleTest(unittest.TestCase):
                 self.assertEqual(process.wait(DEADLINE), status)
                 self.assertEqual((self.calls(), self.note.exists()), ([], False))
 
+    def test_where_the_daemon_says_that_the_vm_has_ended_nobody_is_asked(self) -> None:
+        self.note.touch()
+        self.set_unit("active")
+        process = self.start()
+        self.await_ready()
+        asked = self.count_asked()
+        process.send_signal(signal.SIGWINCH)
+        self.assertEqual(process.wait(DEADLINE), 0)
+        self.assertEqual((self.calls(), self.note.exists()), ([], False))
+        self.assertEqual(self.count_asked(), asked)
+
+    def test_where_the_daemon_restarts_the_vm_that_has_ended_before_systemd_is_asked(self) -> None:
+        self.note.touch()
+        self.set_unit("active")
+        process = self.start()
+        self.await_ready()
+        with (self.folder / "web.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process.send_signal(signal.SIGWINCH)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+        self.await_asked()
+        self.assertIsNone(process.poll())
+
     def test_one_that_follows_what_has_ended_cancels_itself(self) -> None:
         for state in ("inactive", "failed"):
             with self.subTest(state):
