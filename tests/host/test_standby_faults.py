@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.one_release
 
 COUNTS = 'i=0; while :; do i=$((i+1)); echo "count $i"; sleep 0.2; done'
 FOLDER = "/var/lib/hypemand/vms/{}"
+IMAGE = "/usr/lib/hypemand/images/busybox"
 PORT = 18099
 LISTENS = (
     "import socket, time; s = socket.create_server(('0.0.0.0', %d)); print('up', flush=True); time.sleep(600)"
@@ -49,6 +51,13 @@ def check_goes_on(vms: Vms, name: str, boot: str) -> None:
     vms.host.wait_until(lambda: counted(vms, name)[-1] > at)
     numbers = counted(vms, name)
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def begin_archive(name: str, size: int, count: int) -> bytes:
+    """An archive up to so many bytes of a file of that size."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf() + bytes(count)
 
 
 def refuse(vms: Vms, name: str) -> str:
@@ -126,6 +135,18 @@ def test_what_is_taken_or_gone_meanwhile_is_named(host: TestHost, saved: tuple[V
     host.run(["mv", disk, f"{disk}.away"])
     assert "standby-data" in refuse(vms, name) or disk in refuse(vms, name)
     host.run(["mv", f"{disk}.away", disk])
+    host.run(["mv", IMAGE, f"{IMAGE}.away"])
+    try:
+        assert f"{IMAGE}/rootfs.erofs was changed or removed" in refuse(vms, name)
+    finally:
+        host.run(["mv", f"{IMAGE}.away", IMAGE])
+    # its address stays its own
+    address = vms.show(name)["network"]["ip"]
+    other = vms.define("wants-it", network={"name": "default", "address": address})
+    refused = vms.ctl("start", other, check=False)
+    assert refused.code != 0
+    assert address in refused.stderr
+    assert name in refused.stderr
     for used in (["volume", "rm", "standby-data"], ["fork", name, "copy"]):
         refused = ctl(host, *used, check=False)
         assert refused.code != 0, used
@@ -143,14 +164,19 @@ def test_a_command_and_a_copy_end_with_words_and_a_standby_twice_is_one(saved: t
         vms.host.popen(["hypemanctl", "exec", name, "--", "sleep", "600"]) as command,
         vms.host.popen(
             ["sh", "-c", f"cat /dev/zero | hypemanctl exec -i {name} -- sh -c 'cat >/dev/null'"]
-        ) as copy,
+        ) as fed,
+        vms.host.popen(["hypemanctl", "cp", "-", f"{name}:/run"]) as copy,
     ):
+        assert copy.stdin is not None
+        copy.stdin.write(begin_archive("copied", 20_000_000, 4_000_000))
+        copy.stdin.flush()
 
         def run() -> bool:
-            shown = vms.execute(name, "ps", "-o", "args")
-            return "sleep 600" in shown and "\ncat\n" in shown
+            shown = vms.execute(name, "sh", "-c", "ps -o args; ls -A /run")
+            # a file has another name until it is whole
+            return "sleep 600" in shown and "\ncat\n" in shown and "\n.hypeman-" in shown
 
-        vms.host.wait_until(run, 60, "both run")
+        vms.host.wait_until(run, 60, "all three run")
         with vms.host.popen(["hypemanctl", "standby", name]) as first:
             second = vms.ctl("standby", name, check=False)
             first.communicate(timeout=120)
@@ -158,7 +184,7 @@ def test_a_command_and_a_copy_end_with_words_and_a_standby_twice_is_one(saved: t
         assert second.ok or "standby" in second.stderr.lower(), second.describe()
         assert vms.state(name) == "Standby"
         assert vms.ctl("standby", name).ok
-        for client in (command, copy):
+        for client in (command, fed, copy):
             _said, words = client.communicate(timeout=60)
             assert client.returncode != 0
             assert b"standby" in words.lower(), words
