@@ -54,8 +54,10 @@ _ANSWER_DEADLINE = 0.5
 SILENCE_DEADLINE = 10.0
 # In these a VMM may be loading a guest
 _NOT_KNOWN = (RunState.AWAITED, RunState.NO_ANSWER, RunState.ABSENT)
-# connections to the agent of a guest that is restored
-_RESUME_TRIES = 20
+# connections to the agent of a guest that is restored, and seconds between two of them, in which it sees that
+# the first has ended, also on a busy host. Nothing tells that it has; and one that has lost where a frame
+# begins hears nothing until then.
+_RESUME_TRIES, _RESUME_PAUSE = 20, 0.25
 
 
 @dataclass(slots=True)
@@ -340,8 +342,8 @@ class Session:
                 await self._thaw(channel)
         except (HypemandError, TimeoutError) as error:
             if not self._closed:
-                _log.warning("VM %s: agent: %s", self._name, error)
-                self._try_again()
+                _log.warning("VM %s: agent: %s", self._name, str(error) or "it does not answer")
+                await self._try_again(channel)
             return
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
@@ -350,7 +352,7 @@ class Session:
             # since then no daemon may have seen
             self.keep_clock()
 
-    def _try_again(self) -> None:
+    async def _try_again(self, channel: AgentChannel) -> None:
         """A guest that is restored does not go on without: it may have got another boot id already."""
         resumption, boot = self.resumption, self.boot
         if resumption is None or boot is None or resumption.tries >= _RESUME_TRIES:
@@ -358,6 +360,8 @@ class Session:
         resumption.tries += 1
         if resumption.identity is not None:
             resumption.boot, resumption.other = resumption.other or boot, resumption.boot
+        await channel.close()
+        await asyncio.sleep(_RESUME_PAUSE)
         self._lose(self._agent_link)
 
     async def _thaw(self, channel: AgentChannel) -> None:

@@ -158,6 +158,8 @@ class Vmm:
         self._is_up = False
         self._asked = asyncio.Event()
         self._agents: list[Agent] = []
+        # when connections to the agent began and ended, in the loop's seconds
+        self.talks: list[tuple[str, float]] = []
         # it goes on from a VM that was saved
         self.is_restored = self._take_saved(words, properties)
         # it goes on from a template
@@ -387,11 +389,14 @@ class Vmm:
             self.freezer,
         )
         self._agents.append(agent)
+        clock = asyncio.get_running_loop().time
+        self.talks.append(("begins", clock()))
         if self._is_up:
             agent.greet()
         try:
             await agent.serve()
         finally:
+            self.talks.append(("ends", clock()))
             self._agents.remove(agent)
 
     def _take_watchdog(self) -> None:

@@ -270,6 +270,22 @@ def test_a_vmm_that_cannot_load_leaves_what_was_saved() -> None:
     drive(scenario)
 
 
+def test_a_guest_that_does_not_go_on_sees_the_end_of_a_connection_before_the_next_one() -> None:
+    """One that has lost where a frame begins hears nothing until then, and nothing tells what it has seen."""
+
+    async def scenario(host: FakeHost) -> None:
+        await put_away(host)
+        host.guest().thaw_refusal = "not today"
+        await host.manager.restore_vm("web")
+        await host.until_true(lambda: len(host.vmm().talks) >= 5)
+        talks = host.vmm().talks[:5]
+        assert [what for what, _at in talks] == ["begins", "ends", "begins", "ends", "begins"]
+        for (_ends, ended), (_begins, begun) in zip(talks[1::2], talks[2::2], strict=True):
+            assert begun - ended > 0.2
+
+    drive(scenario)
+
+
 @pytest.mark.parametrize(("has_written", "state"), [(False, State.STANDBY), (True, State.STOPPED)])
 def test_a_guest_that_ends_before_it_is_running_goes_on_if_its_disk_is_as_it_was(
     has_written: bool, state: State
