@@ -334,7 +334,9 @@ def set_aside_template(run: str, needed: str, state: Path, runtime: Path, ending
     if not key or not (has_booted or has_note(runtime, WARM, run)):
         return False
     has_started = ending.report is not None or Marker.PROGRAM not in ending.missing
-    if not has_booted and (has_started or ending.result == "success" or not ending.complete):
+    # by the host: on request, or for want of memory
+    was_killed = (ending.exit_code, ending.exit_status) == ("killed", "KILL")
+    if not has_booted and (has_started or was_killed or ending.result == "success" or not ending.complete):
         return False
     # here and not above: most ends need it not
     from hypemand.vm.template import store_of

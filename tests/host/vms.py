@@ -122,7 +122,7 @@ class Vms:
         """Define and start; Running when this is back, and the program ready to be stopped."""
         self.define(name, program, **keys)
         self.start(name)
-        if HAS_LAST_WORDS in program:
+        if HAS_LAST_WORDS in program or IS_DEAF in program:
             self.wait_console(name, "up")
         return name
 

@@ -3,9 +3,11 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from hypemand.model.evidence import Marker
 from hypemand.model.state import State
 from hypemand.unit.exit import set_aside_template
 from hypemand.unitnames import template_unit_name
@@ -190,6 +192,15 @@ def test_one_that_a_run_did_not_continue_from_is_set_aside_at_its_end(tmp_path: 
     assert folder.exists(), "that was another run"
     (runtime / "stalled").write_text(run)
     assert not set_aside_template(run, "1@key", state, runtime, ending)
+    assert not folder.exists()
+    # before its program has begun
+    folder.mkdir()
+    (runtime / "stalled").unlink()
+    (runtime / "warm").write_text(run)
+    ending = replace(ending, result="signal", exit_code="killed", missing=(Marker.PROGRAM,))
+    assert not set_aside_template(run, "1@key", state, runtime, replace(ending, exit_status="KILL"))
+    assert folder.exists(), "it was killed on request, and is not started again"
+    assert set_aside_template(run, "1@key", state, runtime, replace(ending, exit_status="BUS"))
     assert not folder.exists()
 
 
