@@ -375,7 +375,12 @@ def _vmm_files(
         headers=None if headers is None else shared.get(headers),
         volumes=(
             *(
-                VolumeFile(own.volume(number), attached.volume.serial, readonly=not attached.mount.writes)
+                VolumeFile(
+                    own.volume(number),
+                    attached.volume.serial,
+                    readonly=not attached.mount.writes,
+                    is_device=attached.mount.is_device,
+                )
                 for number, attached in enumerate(volumes)
             ),
             *(
@@ -385,6 +390,7 @@ def _vmm_files(
         ),
         placed=own.runtime / FILES_DISK if definition.files else None,
         secrets=bool(definition.secrets),
+        is_disk_device=definition.root_volume is not None and definition.root_volume.is_device,
     )
 
 

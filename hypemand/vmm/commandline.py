@@ -42,17 +42,20 @@ _TCG_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeFile:
-    """A volume of a VM. The guest finds its drive by `serial`, at most 20 bytes."""
+    """A volume of a VM. The guest finds its drive by `serial`, at most 20 bytes. `is_device`: it is a block
+    device of the host."""
 
     path: Path
     serial: str
     readonly: bool
+    is_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VmmFiles:
     """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers; `placed` None:
-    none with files. `secrets`: does the launcher bring a disk with secrets?"""
+    none with files. `secrets`: does the launcher bring a disk with secrets? `is_disk_device`: its own disk is a
+    block device of the host."""
 
     kernel: Path
     initrd: Path
@@ -63,6 +66,7 @@ class VmmFiles:
     volumes: tuple[VolumeFile, ...] = ()
     placed: Path | None = None
     secrets: bool = False
+    is_disk_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +265,7 @@ class _Disk:
     serial: str
     readonly: bool
     is_limited: bool
+    is_device: bool = False
 
 
 def _list_disks(files: VmmFiles) -> Iterator[_Disk]:
@@ -273,10 +278,12 @@ def _list_disks(files: VmmFiles) -> Iterator[_Disk]:
         ("files", files.placed, True, False),
         ("secrets", _SECRETS_DISK if files.secrets else None, True, False),
     ):
+        is_device = name == _DISK_DRIVE and files.is_disk_device
         if path is not None:
-            yield _Disk(name, path, f"hypeman-{name}", readonly, limited)
+            yield _Disk(name, path, f"hypeman-{name}", readonly, limited, is_device)
     for number, volume in enumerate(files.volumes):
-        yield _Disk(f"{_VOLUME_DRIVE}{number}", volume.path, volume.serial, volume.readonly, True)
+        about = (volume.path, volume.serial, volume.readonly, True, volume.is_device)
+        yield _Disk(f"{_VOLUME_DRIVE}{number}", *about)
 
 
 def count_disks(files: VmmFiles) -> int:
@@ -289,7 +296,9 @@ def _disks(files: VmmFiles, limits: DiskLimits) -> list[str]:
     found: list[str] = []
     for disk in _list_disks(files):
         throttle = limited if disk.is_limited else ""
-        found += disk_arguments(disk.name, disk.path, disk.serial, throttle, readonly=disk.readonly)
+        pauses = not (disk.readonly or disk.is_device)
+        about = (disk.name, disk.path, disk.serial, throttle)
+        found += disk_arguments(*about, readonly=disk.readonly, pauses=pauses)
     return found
 
 
@@ -319,15 +328,16 @@ def find_drive(name: str) -> Drive | None:
 
 
 def disk_arguments(
-    name: str, path: Path, serial: str, throttle: str = "", *, readonly: bool = False
+    name: str, path: Path, serial: str, throttle: str = "", *, readonly: bool = False, pauses: bool = True
 ) -> list[str]:
-    """A write for which the host has no space left stops the guest, which sees nothing of it and goes on when
-    there is space. All other errors are the guest's to see, as with a real disk.
+    """`pauses`: a write for which the host's file system has no space left stops the guest, which sees
+    nothing of it and goes on when there is space. All other errors are the guest's to see, as with a real
+    disk: also of a thin device that is full, since the host does not learn when it is not any more.
 
     The host relies on locks on what is written to (hypemand/storage/locks.py): by itself QEMU does without
     where it takes the host to have none."""
     options = "readonly=on" if readonly else "discard=unmap,file.locking=on"
-    errors = "rerror=report,werror=report" if readonly else "rerror=report,werror=enospc"
+    errors = f"rerror=report,werror={'enospc' if pauses else 'report'}"
     return [
         "-drive", f"if=none,id={name},file={_quote(path)},format=raw,{options}{throttle}",
         "-device", f"virtio-blk-device,drive={name},{errors},serial={serial}",

@@ -319,7 +319,8 @@ def test_a_volume_at_the_root_is_the_vms_own_disk(tmp_path: Path) -> None:
 def test_a_device_is_a_drive_that_the_unit_may_open_as_a_member_of_its_group() -> None:
     devices = [
         Attached(
-            Device(f"lun/{name}", Path(f"/dev/lun/{name}"), group), VolumeMount(f"lun/{name}", "/d", **keys)
+            Device(f"lun/{name}", Path(f"/dev/lun/{name}"), group),
+            VolumeMount(f"lun/{name}", "/d", is_device=True, **keys),
         )
         for name, group, keys in (("w", 6, {}), ("r", 300, {"readonly": True}))
     ]
@@ -337,7 +338,8 @@ def test_a_device_is_a_drive_that_the_unit_may_open_as_a_member_of_its_group() -
     for attached, number in zip(devices, (0, 1), strict=True):
         drive = next(word for word in made.unit.start if f"file={OWN.volume(number)}," in word)
         assert ("readonly=on" in drive) is not attached.mount.writes
-        assert any(word.endswith(f"serial={attached.volume.serial}") for word in made.unit.start)
+        (device,) = (word for word in made.unit.start if word.endswith(f"serial={attached.volume.serial}"))
+        assert "werror=report" in device, "the host does not learn when one that is full is not any more"
 
 
 def test_a_guest_is_told_its_addresses_and_its_vmm_the_tap() -> None:
