@@ -54,8 +54,8 @@ class VolumeFile:
 @dataclass(frozen=True, slots=True)
 class VmmFiles:
     """Where everything of one VM stands. `headers` None: it gets no disk with kernel headers; `placed` None:
-    none with files. `secrets`: does the launcher bring a disk with secrets? `is_disk_device`: its own disk is a
-    block device of the host."""
+    none with files. `secrets`: does the launcher bring a disk with secrets? `is_disk_device`: its own disk is
+    a block device of the host."""
 
     kernel: Path
     initrd: Path
