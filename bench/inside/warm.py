@@ -80,7 +80,8 @@ def measure_one(recipe: Recipe, rounds: int) -> Series:
         check_kind(name, warm=name == _WARM)
         for step, took in list_steps(name).items():
             note(f"{name}: step {step}", took)
-        run("systemctl", "stop", f"hypeman-vm-{name}.service")
+        # and its handle, which the daemon has started: a start that meets its end is canceled with it
+        run("systemctl", "stop", f"hypeman@{name}.service", f"hypeman-vm-{name}.service")
 
     def start_handle(name: str) -> None:
         note(f"{name}: handle", time_command("systemctl", "start", f"hypeman@{name}.service"))
