@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -51,12 +52,26 @@ static _Noreturn void become(char **program, int output)
     _exit(EXIT_FAILURE);
 }
 
+/* Wait until it has ended, or the console has, whose end of `console` is closed then: as the unit's main
+   process it was ended by force, and so is the program that it stood for. */
+static bool await_either(pid_t pid, int console)
+{
+    struct pollfd polled[] = {{console, 0, 0}, {(int)syscall(SYS_pidfd_open, pid, 0), POLLIN, 0}};
+    while (polled[1].fd >= 0 && poll(polled, sizeof polled / sizeof *polled, -1) < 0)
+        if (errno != EINTR)
+            return false;
+    if (polled[0].revents != 0)
+        (void)kill(pid, SIGKILL);
+    return polled[1].fd >= 0;
+}
+
 /* Start it, say which it is, and wait for it: as long as this process lives, it is none of systemd's
    children. A signal that is for all of the unit's processes is for the program. */
-static _Noreturn void stand_between(char **program, int output, int tell)
+static _Noreturn void stand_between(char **program, int output, int console)
 {
     sigset_t all;
     int status;
+    char taken;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NAME, "hypeman-console");
@@ -64,10 +79,14 @@ static _Noreturn void stand_between(char **program, int output, int tell)
     pid_t pid = fork();
     if (pid == 0)
         become(program, output);
-    /* Whoever reads it sees that there is no end of it, or that this has gone. The pipes' other ends go with
-       the program alone. */
-    if (pid < 0 || write(tell, &pid, sizeof pid) != (ssize_t)sizeof pid ||
-        syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0) != 0 || !await_child(pid, &status))
+    /* The pipe's other ends go with the program alone: whoever reads it sees that there is no end of it. */
+    if (pid < 0 || dup2(console, STDIN_FILENO) != STDIN_FILENO ||
+        syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0) != 0 ||
+        write(STDIN_FILENO, &pid, sizeof pid) != (ssize_t)sizeof pid)
+        _exit(EXIT_FAILURE);
+    /* not before the console has a pidfd of it: it has none of a process whose end was taken */
+    if (read(STDIN_FILENO, &taken, sizeof taken) < 0 || !await_either(pid, STDIN_FILENO) ||
+        !await_child(pid, &status))
         _exit(EXIT_FAILURE);
     end_like(status);
 }
@@ -75,22 +94,21 @@ static _Noreturn void stand_between(char **program, int output, int tell)
 bool candidate_start(struct candidate *candidate, char **program, int output)
 {
     int ends[2];
-    if (pipe2(ends, O_CLOEXEC) != 0)
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
         return false;
+    *candidate = (struct candidate){.descriptor = -1, .between = ends[0], .manager = -1};
     candidate->parent = fork();
     if (candidate->parent == 0)
         stand_between(program, output, ends[1]);
     close(ends[1]);
-    ssize_t got = candidate->parent < 0 ? -1 : read(ends[0], &candidate->pid, sizeof candidate->pid);
-    close(ends[0]);
-    if (got != (ssize_t)sizeof candidate->pid)
+    if (candidate->parent < 0 ||
+        read(ends[0], &candidate->pid, sizeof candidate->pid) != (ssize_t)sizeof candidate->pid)
         return false;
-    /* even if it has ended: its parent waits, or has gone */
     candidate->descriptor = (int)syscall(SYS_pidfd_open, candidate->pid, 0);
-    return candidate->descriptor >= 0;
+    return candidate->descriptor >= 0 && write(ends[0], "", 1) == 1;
 }
 
-static bool notify(const char *words)
+bool candidate_present(struct candidate *candidate)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *path = getenv("NOTIFY_SOCKET");
@@ -102,41 +120,66 @@ static bool notify(const char *words)
     memcpy(address.sun_path, path, length);
     if (path[0] == '@')
         address.sun_path[0] = '\0';
-    int manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    candidate->manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
-    bool sent = manager >= 0 && sendto(manager, words, strlen(words), MSG_NOSIGNAL,
-                                       (const struct sockaddr *)&address, size) >= 0;
+    if (candidate->manager < 0)
+        return false;
+    if (connect(candidate->manager, (const struct sockaddr *)&address, size) == 0)
+        return true;
     int error = errno;
-    if (manager >= 0)
-        close(manager);
+    close(candidate->manager);
+    candidate->manager = -1;
     errno = error;
-    return sent;
+    return false;
+}
+
+/* Have systemd be its parent: it takes another's child too, but warns of that. False: it has ended. */
+static bool give_up_child(struct candidate *candidate)
+{
+    if (candidate->parent < 0)
+        return true;
+    if (kill(candidate->parent, SIGKILL) != 0 || !await_child(candidate->parent, &candidate->status))
+        return false;
+    candidate->parent = -1;
+    /* as the program has, which was faster */
+    if (!WIFSIGNALED(candidate->status) || WTERMSIG(candidate->status) != SIGKILL)
+        return false;
+    candidate->status = 0;
+    return true;
 }
 
 bool candidate_promote(struct candidate *candidate)
 {
     char words[32];
-    int status;
-    /* systemd takes it in, and warns of a main process that is not its child */
-    if (kill(candidate->parent, SIGKILL) != 0 || !await_child(candidate->parent, &status))
-        return false;
-    candidate->parent = -1;
-    (void)snprintf(words, sizeof words, "MAINPID=%d", (int)candidate->pid);
-    return notify(words);
+    int length = snprintf(words, sizeof words, "MAINPID=%d", (int)candidate->pid);
+    bool sent = true;
+    if (give_up_child(candidate))
+        sent = send(candidate->manager, words, (size_t)length, MSG_NOSIGNAL) >= 0;
+    if (!sent && (errno == EAGAIN || errno == EINTR))
+        return true;
+    int error = errno;
+    close(candidate->manager);
+    candidate->manager = -1;
+    errno = error;
+    return sent;
+}
+
+void candidate_signal(const struct candidate *candidate, int number)
+{
+    (void)syscall(SYS_pidfd_send_signal, candidate->descriptor, number, NULL, 0);
 }
 
 void candidate_kill(const struct candidate *candidate)
 {
     int status;
-    (void)syscall(SYS_pidfd_send_signal, candidate->descriptor, SIGKILL, NULL, 0);
+    candidate_signal(candidate, SIGKILL);
     if (candidate->parent > 0)
         (void)await_child(candidate->parent, &status);
 }
 
-_Noreturn void candidate_follow(const struct candidate *candidate)
+_Noreturn void candidate_follow(struct candidate *candidate)
 {
-    int status;
-    if (candidate->parent < 0 || !await_child(candidate->parent, &status))
+    if (candidate->parent > 0 && !await_child(candidate->parent, &candidate->status))
         _exit(EXIT_FAILURE);
-    end_like(status);
+    end_like(candidate->status);
 }

@@ -69,6 +69,11 @@ static struct console console;
 static struct queue queue;
 static struct journal journal;
 static volatile sig_atomic_t ending;
+/* Signals for the VMM that go to the unit's main process */
+static const int passed_on[] = {SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM};
+static const struct candidate *on_trial;
+/* it was sent one by which a VMM ends */
+static volatile sig_atomic_t asked;
 
 static void end_soon(int number)
 {
@@ -76,7 +81,16 @@ static void end_soon(int number)
     ending = 1;
 }
 
-/* SIGTERM comes while this waits and at no other time, so none is missed. `longest`: ms, -1: without end. */
+static void pass_signal_on(int number)
+{
+    int error = errno;
+    candidate_signal(on_trial, number);
+    asked = asked || (number != SIGUSR1 && number != SIGUSR2);
+    ending = ending || number == SIGTERM;
+    errno = error;
+}
+
+/* Signals come while this waits and at no other time, so none is missed. `longest`: ms, -1: without end. */
 static void await(struct pollfd *polled, nfds_t count, int64_t longest)
 {
     sigset_t none;
@@ -90,13 +104,18 @@ static void await(struct pollfd *polled, nfds_t count, int64_t longest)
         deadline_set();
 }
 
+static void tell_no_main(void)
+{
+    fprintf(stderr, "hypeman-console: the VMM is not the unit's main process: %s\n", strerror(errno));
+}
+
 /* A sign of life ends its trial. */
 static void take(const char *bytes, size_t length, struct candidate *candidate)
 {
     bool was_on = trial_is_on();
     trial_take(bytes, length);
-    if (was_on && !trial_is_on() && !candidate_promote(candidate))
-        fprintf(stderr, "hypeman-console: the VMM is not the unit's main process: %s\n", strerror(errno));
+    if (was_on && !trial_is_on() && !candidate_present(candidate))
+        tell_no_main();
 }
 
 /* Read what there is, and pass on what goes, until the program has ended: others may hold the pipe longer.
@@ -107,10 +126,14 @@ static bool follow(int from, int program, struct candidate *candidate)
     int64_t look = clock_ms() + TRIAL_LOOK_MS;
     while (!deadline_is_over()) {
         bool waits = !queue_is_empty(&queue);
-        struct pollfd polled[] = {
-            {from, POLLIN, 0}, {waits ? journal_descriptor(&journal) : -1, POLLOUT, 0}, {program, POLLIN, 0}};
+        struct pollfd polled[] = {{from, POLLIN, 0},
+                                  {waits ? journal_descriptor(&journal) : -1, POLLOUT, 0},
+                                  {program, POLLIN, 0},
+                                  {candidate == NULL ? -1 : candidate->manager, POLLOUT, 0}};
         int64_t left = look - clock_ms();
         await(polled, sizeof polled / sizeof *polled, !trial_is_on() ? -1 : left < 0 ? 0 : left);
+        if (polled[3].revents && !polled[2].revents && !candidate_promote(candidate))
+            tell_no_main();
         if (polled[0].revents & (POLLIN | POLLHUP)) {
             size_t room;
             char *buffer = console_room(&console, &room);
@@ -123,14 +146,14 @@ static bool follow(int from, int program, struct candidate *candidate)
             }
         } else if (polled[2].revents) {
             break;
-        } else if (trial_is_on() && !ending && clock_ms() >= look) {
+        } else if (trial_is_on() && !asked && clock_ms() >= look) {
             if (trial_is_lost() && trial_note_loss() == 0)
                 return true;
             look = clock_ms() + TRIAL_LOOK_MS;
         }
         journal_send(&journal, &queue);
     }
-    return trial_is_warm() && !ending && trial_note_loss() == 0;
+    return trial_is_warm() && !asked && trial_note_loss() == 0;
 }
 
 /* Pass on what waits, for as long as journald goes on to take it. */
@@ -236,10 +259,13 @@ static _Noreturn void start_again(const struct settings *settings)
 {
     sigset_t none;
     char **at = settings->program;
+    signal(SIGPIPE, SIG_DFL);
+    for (size_t i = 0; i < sizeof passed_on / sizeof *passed_on; i++)
+        signal(passed_on[i], SIG_DFL);
+    (void)!fcntl(STDOUT_FILENO, F_SETFL, fcntl(STDOUT_FILENO, F_GETFL) & ~O_NONBLOCK);
+    /* one that has come meanwhile ends this */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
-    (void)!fcntl(STDOUT_FILENO, F_SETFL, fcntl(STDOUT_FILENO, F_GETFL) & ~O_NONBLOCK);
     do
         at[-1] = at[0]; /* over --trial */
     while (*at++ != NULL);
@@ -294,10 +320,18 @@ static bool start_beside(const int ends[2], int program, const struct settings *
 /* Its end is that of this, unless it takes the place of this. */
 static int run_trial(const int ends[2], const struct settings *settings)
 {
-    struct candidate candidate;
-    hold_signals();
+    static struct candidate candidate;
+    sigset_t held;
+    sigemptyset(&held);
+    for (size_t i = 0; i < sizeof passed_on / sizeof *passed_on; i++)
+        sigaddset(&held, passed_on[i]);
+    sigprocmask(SIG_BLOCK, &held, NULL);
     if (!candidate_start(&candidate, settings->program, ends[1]))
         return fail("cannot make a process");
+    on_trial = &candidate;
+    const struct sigaction pass = {.sa_handler = pass_signal_on};
+    for (size_t i = 0; i < sizeof passed_on / sizeof *passed_on; i++)
+        sigaction(passed_on[i], &pass, NULL);
     close(ends[1]);
     prepare(ends[0], settings);
     trial_begin(candidate.pid, settings->folder, getenv("INVOCATION_ID"));

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,42 @@ int __wrap_fcntl(int fd, int operation, int value)
     return fcntl64(fd, operation, value);
 }
 """
+# the console reads nothing before the end of what it has started
+LATE_TO_READ = """
+#include <fcntl.h>
+#include <sys/wait.h>
+int __wrap_fcntl(int fd, int operation, int value);
+int __wrap_fcntl(int fd, int operation, int value)
+{
+    siginfo_t ended;
+    if (operation == F_SETFL)
+        waitid(P_ALL, 0, &ended, WEXITED | WNOWAIT);
+    return fcntl64(fd, operation, value);
+}
+"""
+# it learns of the program late
+LATE_TO_KNOW = """
+#include <sys/syscall.h>
+#include <unistd.h>
+long __real_syscall(long number, long a, long b, long c, long d);
+long __wrap_syscall(long number, long a, long b, long c, long d);
+long __wrap_syscall(long number, long a, long b, long c, long d)
+{
+    if (number == SYS_pidfd_open)
+        usleep(300000);
+    return __real_syscall(number, a, b, c, d);
+}
+"""
+SIGN = "HYPEMAN-STAGE name=thaw"
+
+
+def build_late(folder: Path, late: str, function: str) -> Path:
+    """hypeman-console with another one of this function."""
+    source, program = folder / "late.c", folder / "hypeman-console"
+    source.write_text(late)
+    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", f"-Wl,--wrap={function}", "-o", str(program), str(source)]
+    subprocess.run([*argv, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
+    return program
 
 
 def say(
@@ -198,11 +235,7 @@ def test_a_journal_that_does_not_read_holds_up_no_end(
 
 def test_the_words_of_a_program_that_fails_at_once_are_not_lost(tmp_path: Path) -> None:
     """systemd ends all of its unit then, as here: before the process beside it has run much."""
-    late = tmp_path / "late.c"
-    late.write_text(LATE)
-    program = tmp_path / "hypeman-console"
-    argv = ["gcc", "-std=c17", "-D_GNU_SOURCE", "-Wl,--wrap=fcntl", "-o", str(program), str(late)]
-    subprocess.run([*argv, *sorted(SOURCES.glob("*.c"))], check=True, timeout=120)
+    program = build_late(tmp_path, LATE, "fcntl")
     argv = [str(program), str(tmp_path), str(MIB), str(MIB), "/bin/sh", "-c", "echo why; kill -TERM 0"]
     done = subprocess.run(argv, capture_output=True, timeout=60, check=False, start_new_session=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, b"why\n", b"")
@@ -260,7 +293,7 @@ def test_a_program_that_is_not_there_is_told(console: Path, tmp_path: Path) -> N
 
 # a VMM whose guest goes on from a template, as the launcher notes it: it has threads, and a sign or none
 TRIAL = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 runtime, sign = sys.argv[1:]
 run = os.environ["INVOCATION_ID"]
 print("pid", os.getpid(), flush=True)
@@ -276,6 +309,13 @@ if sign == "ends":
     sys.exit(1)
 if sign == "is killed":
     os.kill(os.getpid(), 9)
+if sign == "signals":
+    some = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, some)
+    print("ready", flush=True)
+    while signal.sigwait(some) == signal.SIGUSR1:
+        print("heard", flush=True)
+    sys.exit(3)
 threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 print("x HYPEMAN-STAGE", flush=True)
 if sign == "sign":
@@ -304,6 +344,22 @@ class Manager:
         self._socket.bind(str(self.path))
         self._socket.settimeout(60)
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """It reads nothing in this block, and has no room for more."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            count = 0
+            with suppress(BlockingIOError):
+                while True:
+                    other.sendto(b"", str(self.path))
+                    count += 1
+            try:
+                yield
+            finally:
+                for _ in range(count):
+                    assert self.hear() == b""
+
     def hear(self) -> bytes:
         return self._socket.recv(100)
 
@@ -317,16 +373,26 @@ class Manager:
         self._socket.close()
 
 
+def trial(
+    console: Path, folder: Path, sign: str
+) -> AbstractContextManager[tuple[subprocess.Popen[bytes], Manager]]:
+    return trial_of(console, folder, sys.executable, "-c", TRIAL, str(folder), sign)
+
+
 @contextmanager
-def trial(console: Path, folder: Path, sign: str) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
+def trial_of(console: Path, folder: Path, *program: str) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
     manager = Manager(folder)
     environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path), "INVOCATION_ID": "5" * 32}
-    argv = [str(console), str(folder), str(MIB), str(MIB), "--trial", sys.executable, "-c", TRIAL]
+    argv = [str(console), str(folder), str(MIB), str(MIB), "--trial", *program]
     process = subprocess.Popen(
-        [*argv, str(folder), sign], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
     with process, closing(manager):
-        yield process, manager
+        try:
+            yield process, manager
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def first_pid(process: subprocess.Popen[bytes]) -> int:
@@ -365,7 +431,73 @@ def test_a_guest_that_continues_is_the_main_process_and_a_child_of_systemds(
         assert process.stdout is not None
         assert process.stdout.read().endswith(b"end\n")
         assert manager.hears_nothing()
-        assert process.wait() == 1, "where systemd did not take that: it has failed"
+        # where it has ended before systemd took that: what the guest has said is what counts
+        assert process.wait() == 0
+
+
+def test_the_end_of_a_program_whose_first_line_is_read_after_it_is_the_units(tmp_path: Path) -> None:
+    """systemd takes no process that has ended for a main process."""
+    console = build_late(tmp_path, LATE_TO_READ, "fcntl")
+    with trial_of(console, tmp_path, "/bin/sh", "-c", f"echo {SIGN}; exit 9") as (process, manager):
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{SIGN}\n".encode()
+        assert process.wait() == 9
+        assert manager.hears_nothing()
+
+
+def test_a_program_on_trial_that_fails_at_once_has_its_words_and_status(tmp_path: Path) -> None:
+    console = build_late(tmp_path, LATE_TO_KNOW, "syscall")
+    with trial_of(console, tmp_path, "/bin/sh", "-c", "echo why; exit 3") as (process, _):
+        assert process.stdout is not None
+        assert process.stdout.read() == b"why\n"
+        assert process.wait() == 3
+
+
+def test_a_manager_that_does_not_read_holds_up_no_guest(console: Path, tmp_path: Path) -> None:
+    """As a systemd that executes itself anew: what the guest writes is read nevertheless."""
+    written = tmp_path / "written"
+    os.mkfifo(written)
+    told = os.open(written, os.O_RDONLY | os.O_NONBLOCK)
+    waiting = select.poll()
+    waiting.register(told, select.POLLIN)
+    script = f"echo {SIGN}; head -c 4000000 /dev/zero | tr '\\0' '\\n'; echo $$ >{written}; read x"
+    with trial_of(console, tmp_path, "/bin/sh", "-c", script) as (process, manager):
+        with os.fdopen(told), manager.busy():
+            assert waiting.poll(30_000), "it waits"
+            pid = int(os.read(told, 100))
+        assert manager.hear() == b"MAINPID=%d" % pid
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_main_process_is_for_the_program_on_trial(
+    console: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by `hypemanctl kill`. One that ends it ends the run."""
+    with trial(console, tmp_path, "signals") as (process, manager):
+        first_pid(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGUSR1)
+        waiting = select.poll()
+        waiting.register(process.stdout, select.POLLIN)
+        assert waiting.poll(30_000), "it has not heard"
+        assert process.stdout.readline() == b"heard\n"
+        process.send_signal(number)
+        assert process.wait(30) == 3
+        assert process.stdout.read() == b""
+        assert manager.hears_nothing()
+
+
+def test_a_program_on_trial_is_killed_with_the_main_process(console: Path, tmp_path: Path) -> None:
+    with (
+        trial(console, tmp_path, "sleeps") as (process, _),
+        os.fdopen(os.pidfd_open(first_pid(process))) as program,
+    ):
+        process.kill()
+        waiting = select.poll()
+        waiting.register(program, select.POLLIN)
+        assert waiting.poll(30_000), "it lives"
 
 
 def test_a_guest_that_does_not_run_at_all_is_left(console: Path, tmp_path: Path) -> None:
