@@ -90,9 +90,9 @@ class UnitPlan:
 class UnitStatus:
     """What systemd says of a unit at one moment. `active_state` None: there is no such unit.
 
-    `start_monotonic` and `started_at` (since the epoch): when its main process was spawned; `changed_at`:
-    when its state was another one last. `memory_current` in bytes. `waits_for`: the units whose jobs come
-    before its own, which is queued.
+    `start_monotonic` and `started_at` (since the epoch): when its main process was spawned, or has become
+    that (MAINPID=); `changed_at`: when its state was another one last. `memory_current` in bytes.
+    `waits_for`: the units whose jobs come before its own, which is queued.
     """
 
     active_state: str | None

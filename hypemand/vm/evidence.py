@@ -43,6 +43,15 @@ def derive_evidence(
     )
 
 
+def derive_start(unit: UnitStatus, notes: BootNotes | None) -> float | None:
+    """When its run has begun, in seconds since the epoch. systemd begins to count anew with another main
+    process (guest/console/candidate.h): `notes` of the run, from before that, have it."""
+    first = None if notes is None else notes.moments.get(Moment.VMM_STARTED)
+    if first is None or unit.started_at is None or unit.start_monotonic is None:
+        return unit.started_at
+    return unit.started_at - max(unit.start_monotonic - first, 0.0)
+
+
 def make_tracker(
     run: str,
     runtime: Path,

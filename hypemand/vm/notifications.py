@@ -20,6 +20,7 @@ from hypemand.vm.tracker import Moment
 _log = logging.getLogger(__name__)
 # more than the time between two looks at what stands still, see manager/resources/diskwatch.py
 _LEAST_EXTENSION = 60.0
+_CONSOLE = "hypeman-console\n"
 
 
 def notify_systemd(vm: str, session: Session, *assignments: str) -> None:
@@ -63,7 +64,7 @@ async def register(bus: Bus, record: VmRecord, session: Session, networks: Netwo
     if session.main_pid is None:
         return
     try:
-        leader = _find_leader(session.main_pid, unit_name(record.name))
+        leader = find_leader(session.main_pid, unit_name(record.name))
         tap = networks.interface_of(record.name)
         interfaces = () if tap is None else (socket.if_nametoindex(tap),)
         await register_machine(bus, record.name, record.id, leader, interfaces)
@@ -71,10 +72,13 @@ async def register(bus: Bus, record: VmRecord, session: Session, networks: Netwo
         _log.warning("VM %s: cannot register it with systemd-machined: %s", record.name, error)
 
 
-def _find_leader(main_pid: int, unit: str) -> int:
+def find_leader(main_pid: int, unit: str, proc: Path = Path("/proc")) -> int:
     """The process that waits beside the VMM for machinectl's signals (launcher/leader.h): its only child.
-    OSError when there is none in the unit."""
-    for word in Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split():
-        if f"/{unit}\n" in Path(f"/proc/{word}/cgroup").read_text():
+    OSError when there is none in the unit, as before a VMM that starts warm is the main process. The one
+    before has a child that ends before the VMM does (guest/console/candidate.h)."""
+    for word in (proc / f"{main_pid}/task/{main_pid}/children").read_text().split():
+        if (proc / word / "comm").read_text() == _CONSOLE:
+            continue
+        if f"/{unit}\n" in (proc / word / "cgroup").read_text():
             return int(word)
     raise ProcessLookupError(f"no leader beside process {main_pid} in {unit}")

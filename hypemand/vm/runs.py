@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hypemand.config.definition import Definition
@@ -27,7 +27,7 @@ from hypemand.systemd.units import Units, UnitStatus
 from hypemand.tasks import Tasks
 from hypemand.unitnames import unit_name
 from hypemand.vm.console import OpenJournal
-from hypemand.vm.evidence import make_tracker
+from hypemand.vm.evidence import derive_start, make_tracker
 from hypemand.vm.exitrecord import MAX_RUNS, ExitRecord
 from hypemand.vm.folders import STALLED
 from hypemand.vm.places import Places
@@ -105,6 +105,8 @@ class Runs:
         self._services = services
         self._tasks = tasks
         self._notes = past.notes
+        # a run, and when it has begun
+        self._dated: tuple[str, float | None] | None = None
         # the run whose restarts have been counted
         self._counted: str | None = None
         # only when the unit had failed
@@ -199,6 +201,17 @@ class Runs:
             self._counted, self._counted_at_end = run, unit.active_state == "failed"
         elif unit.active_state is None:
             self.restarts = 0
+
+    def date(self, unit: UnitStatus) -> UnitStatus:
+        """What systemd says, but with the start of the run for that of its main process."""
+        run = unit.invocation_id
+        if run is None or unit.started_at is None:
+            return unit
+        if self._dated is None or self._dated[0] != run:
+            notes = self.notes
+            at = derive_start(unit, notes if notes is not None and notes.run == run else None)
+            self._dated = run, at
+        return replace(unit, started_at=self._dated[1])
 
     async def load(self, unit: UnitStatus | None) -> Found:
         """What `follow` will need of the files. None: systemd cannot be asked. Most often that is nothing,

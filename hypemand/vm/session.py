@@ -121,6 +121,8 @@ class Session:
         self.agent: AgentChannel | None = None
         self.main_pid: int | None = None
         self.notified = False
+        # the main process as which it was made known to systemd-machined
+        self.registered: int | None = None
         self.notify = notify
         self.budget = Budget()
         self._name = name

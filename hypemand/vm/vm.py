@@ -320,7 +320,8 @@ class Vm:
                 # asked again if systemd took a start meanwhile: the answer may be older than that
                 while was is not self._unit:
                     was = self._unit
-                    status = await self._services.units.status(self.unit, with_memory=with_memory)
+                    asked = await self._services.units.status(self.unit, with_memory=with_memory)
+                    status = self.runs.date(asked)
                     await self.runs.count_restarts(status)
                     found = await self.runs.load(status)
                     if not status.is_live:
@@ -393,9 +394,11 @@ class Vm:
         )
         derived = derive_state(evidence)
         is_new = derived.state is State.RUNNING and session is not None and mark_running(self.name, session)
-        if session is not None and is_new:
+        if session is not None and (is_new or session.registered not in (None, session.main_pid)):
+            session.registered = session.main_pid
             work = register(self._services.bus, self.record, session, self._network)
             self._tasks.start("machined", work)
+        if is_new:
             self._tasks.start("handle's look", self.handle.look())
         self._transit(derived)
         activating = self._unit.active_state == "activating"

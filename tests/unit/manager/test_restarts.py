@@ -236,6 +236,33 @@ def test_the_history_has_the_last_runs_over_daemons_also_those_that_none_has_see
     drive(scenario)
 
 
+def test_a_run_has_begun_when_it_did_whatever_its_main_process_is() -> None:
+    """That of a warm start changes, and systemd counts from then."""
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        before = await host.manager.get_vm("web")
+        assert before.started_at is not None
+        unit = host.systemd.units[unit_name("web")]
+        unit.started_at += 5
+        unit.start_monotonic += 5
+        await host.vm().refresh()
+        assert (await host.manager.get_vm("web")).started_at == before.started_at
+        (run,) = await host.manager.list_runs("web")
+        assert run.started_at == before.started_at
+        await host.vm().runs.files.flush_notes()
+        await host.restart_daemon()
+        again = (await host.manager.get_vm("web")).started_at
+        assert again is not None
+        assert abs(again - before.started_at) < 1
+        unit.started_at += 5
+        unit.start_monotonic += 5
+        await host.vm().refresh()
+        assert (await host.manager.get_vm("web")).started_at == again
+
+    drive(scenario)
+
+
 def ends(runs: list[RunReport]) -> list[str | None]:
     """Why they ended."""
     return [None if run.exit is None else run.exit.message for run in runs]
