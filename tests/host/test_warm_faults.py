@@ -3,6 +3,8 @@
 left."""
 
 import json
+import os
+import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ QEMU = "/usr/bin/qemu-system-x86_64"
 KERNEL = "/usr/lib/hypemand/kernel/vmlinux"
 BUSY = 4
 WARM_STARTS = 10
+ENDED = ("inactive", "failed")
 ENABLED = "warm_start: {mode: auto}\n"
 
 
@@ -74,6 +77,27 @@ def test_a_vmm_that_dies_while_it_loads_is_replaced_in_the_same_unit(vms: Vms) -
     vms.host.wait_until(lambda: key not in templates(vms), 60, "the template to be removed")
     vms.ctl("stop", "dies")
     vms.wait("dies", "Stopped")
+
+
+def test_a_vm_that_ends_before_systemd_has_read_of_its_main_process_has_ended_well(vms: Vms) -> None:
+    """systemd stands still from before the guest's first line until the VMM has gone."""
+    name, inside = vms.define("short", "echo done", network="default", memory="132M"), vms.host.root
+    vms.ctl("template", "create", name)
+    vms.api.post("instances", name, "start")
+    try:
+        vms.host.wait_until((inside / f"run/hypemand/vms/{name}/warm").exists, 60, "the VMM")
+        os.kill(vms.host.leader, signal.SIGSTOP)
+        # v1, hybrid or v2
+        group = f"hypeman.slice/hypeman-vm-{name}.service/cgroup.procs"
+        groups = [path for top in ("", "*/") for path in inside.glob(f"sys/fs/cgroup/{top}{group}")]
+        assert groups
+        vms.host.wait_until(lambda: not any(path.read_text() for path in groups), 60, "its end")
+    finally:
+        os.kill(vms.host.leader, signal.SIGCONT)
+    vms.host.wait_until(lambda: vms.unit(name, "ActiveState")["ActiveState"] in ENDED, 60, "the unit's end")
+    assert said(vms, name, "done") == 1
+    assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "inactive", "NRestarts": "0"}
+    assert vms.wait(name, "Stopped")["exit_code"] == 0
 
 
 def test_a_template_that_is_not_what_it_was_is_passed_over_by_systemd_alone(vms: Vms) -> None:
