@@ -405,13 +405,19 @@ class Vm:
         self.standby.follow(session, is_activating=activating, is_running=derived.state is State.RUNNING)
         self.health.follow(derived.state, self._unit.started_at)
         self._stability.follow(derived.state, self._unit.changed_at)
-        if session is not None and session.tracker.markers and self._network.is_on_lan(self.name):
+        if session is not None and self._is_to_announce(session, derived.state):
             session.announce()
         if session is not None and is_new and not self._recovering:
             self._happenings.take_ready(self.runs.start, session.tracker.notes)
         if session is not None and was_mute and self._unit.active_state == "activating":
             # what there was to say before, systemd could not be told
             notify_systemd(self.name, session, f"STATUS={self._text}")
+
+    def _is_to_announce(self, session: Session, state: State) -> bool:
+        """Is its guest to tell a LAN where it is? One that is restored may be getting other addresses until
+        it is Running, and an announcement then would hold up its kernel for ever (`warm_arguments`)."""
+        settled = session.resumption is None or state is State.RUNNING
+        return settled and bool(session.tracker.markers) and self._network.is_on_lan(self.name)
 
     def hold_deadline(self) -> None:
         """Let the deadline of its boot stand still for a while, if its guest does."""

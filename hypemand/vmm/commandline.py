@@ -139,6 +139,9 @@ def warm_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
         "-machine", f"memory-backend={MEMORY_BLOCK}",
         # it tells when it has loaded
         "-global", "migration.x-events=on",
+        # No announcements by the guest's kernel, which takes the lock of its network for each. A device that
+        # gets another address meanwhile waits for them under that lock, for ever.
+        "-global", "migration.announce-rounds=0",
         "-incoming", source,
     )  # fmt: skip
 

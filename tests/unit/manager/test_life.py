@@ -42,6 +42,10 @@ def test_a_vm_on_a_lan_tells_others_where_it_is_once_its_guest_is_up() -> None:
     def count(host: FakeHost) -> int:
         return host.vmm().monitor.orders.count("announce-self")
 
+    def is_refused(host: FakeHost) -> bool:
+        session = host.vm().session
+        return session is not None and session.resumption is not None and session.resumption.tries > 1
+
     async def scenario(host: FakeHost) -> None:
         host.networks["default"] = replace(host.networks["default"], managed=False)
         await host.put("web", State.INITIALIZING, network={"name": "default", "address": "10.7.0.9"})
@@ -49,6 +53,14 @@ def test_a_vm_on_a_lan_tells_others_where_it_is_once_its_guest_is_up() -> None:
         await host.manager.kill_vm("web")
         host.guest().boots = True
         await host.manager.start_vm("web")
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: count(host) == 1)
+        await host.manager.standby_vm("web")
+        host.guest().thaw_refusal = "not yet"
+        await host.manager.restore_vm("web")
+        await host.until_true(lambda: is_refused(host))
+        assert count(host) == 0, "its addresses may be about to change"
+        host.vmm().freezer.refusal = ""
         await host.until(State.RUNNING)
         await host.until_true(lambda: count(host) == 1)
 

@@ -2,6 +2,7 @@
 """QEMU's command line."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypemand.model.limits import DiskLimits
 from hypemand.vmm.accel import AccelKind
 from hypemand.vmm.commandline import (
     NetDevice,
+    SavedFiles,
     VmmFiles,
     VmmPlan,
     VolumeFile,
@@ -20,6 +22,8 @@ from hypemand.vmm.commandline import (
     is_limited,
     kernel_words,
     qemu_arguments,
+    restore_arguments,
+    warm_arguments,
 )
 from hypemand.vmm.driver import Drive
 
@@ -156,3 +160,11 @@ def test_a_guests_systemd_has_the_vms_name_and_asks_nobody() -> None:
     words = kernel_words(replace(PLAN, mode=Mode.SYSTEMD)).split()
     assert {"systemd.hostname=web", "systemd.firstboot=no", "TERM=dumb"} <= set(words)
     assert not any(word.startswith("systemd.") for word in kernel_words(PLAN).split())
+
+
+@pytest.mark.parametrize("go_on", [restore_arguments, warm_arguments])
+def test_a_guest_that_goes_on_is_not_asked_to_announce_itself_while_it_gets_its_addresses(
+    go_on: Callable[[VmmPlan, SavedFiles], tuple[str, ...]],
+) -> None:
+    words = go_on(PLAN, SavedFiles(Path("/m/memory"), Path("/m/state"), is_shared=False))
+    assert ("-global", "migration.announce-rounds=0") in set(pairwise(words))
