@@ -414,8 +414,8 @@ class Vm:
             notify_systemd(self.name, session, f"STATUS={self._text}")
 
     def _is_to_announce(self, session: Session, state: State) -> bool:
-        """Is its guest to tell a LAN where it is? One that is restored may be getting other addresses until
-        it is Running, and an announcement then would hold up its kernel for ever (`warm_arguments`)."""
+        """May its guest announce itself, as on a LAN? One that is restored may be getting other addresses
+        until it is Running, and an announcement then would hold up its kernel for ever (`warm_arguments`)."""
         settled = session.resumption is None or state is State.RUNNING
         return settled and bool(session.tracker.markers) and self._network.is_on_lan(self.name)
 
