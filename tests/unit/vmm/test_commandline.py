@@ -163,8 +163,8 @@ def test_a_guests_systemd_has_the_vms_name_and_asks_nobody() -> None:
 
 
 @pytest.mark.parametrize("go_on", [restore_arguments, warm_arguments])
-def test_a_guest_that_goes_on_is_not_asked_to_announce_itself_while_it_gets_its_addresses(
+def test_a_guest_that_goes_on_is_asked_to_announce_itself_once_and_not_while_it_gets_its_addresses(
     go_on: Callable[[VmmPlan, SavedFiles], tuple[str, ...]],
 ) -> None:
     words = go_on(PLAN, SavedFiles(Path("/m/memory"), Path("/m/state"), is_shared=False))
-    assert ("-global", "migration.announce-rounds=0") in set(pairwise(words))
+    assert ("-global", "migration.announce-rounds=1") in set(pairwise(words))
