@@ -109,7 +109,6 @@ async def save_beside(
 ) -> SavedRun:
     """Save a Running VM to another folder; it runs on. `copy`: what else is done while it stands still.
     VmmError, OSError, HypemandError."""
-
     program = await _find_program(parts, vm)
 
     async def write(facts: SaveFacts) -> SavedRun:

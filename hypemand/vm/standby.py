@@ -224,8 +224,6 @@ class Standby:
     async def learn_end(self, notes: BootNotes | None) -> None:
         """No run is on: what one was restored from may be there again. Its unit has seen to that, unless the
         host went down with it. `notes`: of the last run."""
-        if self._held is not None:
-            self._tasks.start("release of its memory", self.free_memory())
         if self.used is None:
             return
         self.used = None
