@@ -108,6 +108,15 @@ bool candidate_start(struct candidate *candidate, char **program, int output)
     return candidate->descriptor >= 0 && write(ends[0], "", 1) == 1;
 }
 
+/* errno stays. */
+static void leave_manager(struct candidate *candidate)
+{
+    int error = errno;
+    close(candidate->manager);
+    candidate->manager = -1;
+    errno = error;
+}
+
 bool candidate_present(struct candidate *candidate)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -126,10 +135,7 @@ bool candidate_present(struct candidate *candidate)
         return false;
     if (connect(candidate->manager, (const struct sockaddr *)&address, size) == 0)
         return true;
-    int error = errno;
-    close(candidate->manager);
-    candidate->manager = -1;
-    errno = error;
+    leave_manager(candidate);
     return false;
 }
 
@@ -157,10 +163,7 @@ bool candidate_promote(struct candidate *candidate)
         sent = send(candidate->manager, words, (size_t)length, MSG_NOSIGNAL) >= 0;
     if (!sent && (errno == EAGAIN || errno == EINTR))
         return true;
-    int error = errno;
-    close(candidate->manager);
-    candidate->manager = -1;
-    errno = error;
+    leave_manager(candidate);
     return sent;
 }
 
