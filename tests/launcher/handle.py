@@ -162,6 +162,14 @@ class HandleTest(unittest.TestCase):
         while b"READY=1" not in self.notified.recv(4096):
             pass
 
+    def follow_active(self) -> subprocess.Popen[bytes]:
+        """One that is ready, since the VM that it follows is active."""
+        self.note.touch()
+        self.set_unit("active")
+        process = self.start()
+        self.await_ready()
+        return process
+
     # of the daemon: it never starts a VM
 
     def test_one_that_follows_is_ready_when_the_vm_is_active_and_ends_with_it(self) -> None:
@@ -180,10 +188,7 @@ class HandleTest(unittest.TestCase):
                 self.assertEqual((self.calls(), self.note.exists()), ([], False))
 
     def test_where_the_daemon_says_that_the_vm_has_ended_nobody_is_asked(self) -> None:
-        self.note.touch()
-        self.set_unit("active")
-        process = self.start()
-        self.await_ready()
+        process = self.follow_active()
         asked = self.count_asked()
         process.send_signal(signal.SIGWINCH)
         self.assertEqual(process.wait(DEADLINE), 0)
@@ -191,10 +196,7 @@ class HandleTest(unittest.TestCase):
         self.assertEqual(self.count_asked(), asked)
 
     def test_where_the_daemon_restarts_the_vm_that_has_ended_before_systemd_is_asked(self) -> None:
-        self.note.touch()
-        self.set_unit("active")
-        process = self.start()
-        self.await_ready()
+        process = self.follow_active()
         with (self.folder / "web.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             process.send_signal(signal.SIGWINCH)
@@ -228,10 +230,7 @@ class HandleTest(unittest.TestCase):
     def test_it_waits_for_a_restart_by_the_daemon(self) -> None:
         for after, status in (("active", None), ("inactive", 0)):
             with self.subTest(after):
-                self.note.touch()
-                self.set_unit("active")
-                process = self.start()
-                self.await_ready()
+                process = self.follow_active()
                 with (self.folder / "web.lock").open("w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                     self.set_unit("inactive")
@@ -330,10 +329,7 @@ class HandleTest(unittest.TestCase):
         self.assertEqual(self.calls(), ["hypemanctl start --wait web"])
 
     def test_sigterm_ends_it_at_once(self) -> None:
-        self.note.touch()
-        self.set_unit("active")
-        process = self.start()
-        self.await_ready()
+        process = self.follow_active()
         process.terminate()
         self.assertEqual(process.wait(DEADLINE), -signal.SIGTERM)
 
