@@ -65,10 +65,15 @@ class HealthMonitor:
         self._followed: tuple[Health | None, Session | None, bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
+        self._stillness = _Stillness()
 
     def follow(self, state: State, since: float | None) -> None:
         """The VM is in this state, and has run since then. The check is that of its definition as it is now,
-        and begins anew with each run, each resume and each other check."""
+        and begins anew with each run, each resume and each other check. While its guest stands still, neither
+        its start period goes on nor a report is waited for."""
+        self._stillness.follow(self._runs.session)
+        if since is not None:
+            since += self._stillness.seconds
         health = self._record().definition.health
         session = self._runs.session if state is State.RUNNING and health is not None else None
         followed = (health, session, state is State.INITIALIZING)
@@ -196,6 +201,26 @@ class HealthMonitor:
         await self._runs.files.flush_notes()
         if self._runs.session is session:
             notify_systemd(self._record().name, session, "WATCHDOG=trigger", f"STATUS=Unhealthy: {reason}")
+
+
+class _Stillness:
+    """For how many `seconds` the guest of the run that is on has stood still, as far as this daemon knows."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._run: str | None = None
+        self._since: float | None = None
+
+    def follow(self, session: Session | None) -> None:
+        """It is this run, in its state now."""
+        if session is None or session.run != self._run:
+            self.seconds, self._since = 0.0, None
+            self._run = None if session is None else session.run
+        is_halted = session is not None and session.run_state.is_halted
+        now = time.monotonic()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now if is_halted else None
 
 
 def _start_left(health: Health | None, since: float | None) -> float:

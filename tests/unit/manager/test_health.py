@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -167,6 +169,32 @@ def test_a_guest_that_is_silent_is_unhealthy_and_a_report_later_counts() -> None
         host.vm().health.patience = 10.0
         await check.report("healthy", successes=9)
         assert (await until(host, HealthState.HEALTHY)).successes == 9
+
+    drive(scenario)
+
+
+def test_time_that_a_vm_is_paused_is_neither_silence_nor_of_its_start_period() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.create(health=CHECK | {"start_period": "1min"})
+        # within 2 s beyond what is left of its start period
+        host.vm().health.patience = -10.1
+        await host.manager.start_vm("web")
+        before = await checked(host)
+        asked = time.monotonic()
+        await before.report("starting", failures=1)  # from now on without the start period
+        await host.until_true(lambda: host.vm().health.status.failures == 1)
+        await host.manager.pause_vm("web")
+        paused = time.monotonic()
+        await before.ended.wait()
+        await asyncio.sleep(2.5)
+        assert host.vm().health.status.state is HealthState.UNKNOWN
+        stood = time.monotonic() - paused
+        await host.manager.resume_vm("web")
+        after = await checked(host, 2)
+        ran = time.monotonic() - asked - stood
+        assert int(after.values["start"]) >= int(before.values["start"]) - ran * 1000 - 1
+        assert int(after.values["start"]) <= int(before.values["start"])
+        await host.until_true(lambda: host.vm().health.status.state is HealthState.STARTING)
 
     drive(scenario)
 
