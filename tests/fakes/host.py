@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Interface
@@ -402,14 +402,14 @@ def folder_in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def drive(scenario: Scenario) -> None:
-    """Run a scenario on a host of its own."""
+def drive(scenario: Scenario, place: Path | None = None) -> None:
+    """Run a scenario on a host of its own; in the folder `place`, if its file system is what matters."""
 
     async def main(folder: Path) -> None:
         async with asyncio.timeout(2 * DEADLINE), running(folder) as host:
             await scenario(host)
 
-    with folder_in_memory() as folder:
+    with folder_in_memory() if place is None else nullcontext(place) as folder:
         asyncio.run(main(folder))
 
 

@@ -2,11 +2,13 @@
 """Forks of VMs and snapshots, over the real manager."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from hypemand.budget import Reserve
+from hypemand.config.definition import MIB
 from hypemand.errors import AlreadyExists, HypemandError, InvalidRequest, WrongState
 from hypemand.manager.fork import ApiForks
 from hypemand.manager.snapshots import ApiSnapshots
@@ -14,6 +16,7 @@ from hypemand.model.fork import ForkWanted
 from hypemand.model.snapshots import SnapshotKind
 from hypemand.model.state import State
 from tests.fakes.host import FakeHost, drive
+from tests.sharedblocks import file_system_that_shares, measure_used
 
 
 def service(host: FakeHost) -> ApiForks:
@@ -130,6 +133,31 @@ def test_a_fork_of_a_stopped_vm_has_its_disk() -> None:
         assert host.vm("third").record.former_ids == (copy.id, source.id)
 
     drive(scenario)
+
+
+def test_a_disk_shares_its_blocks_with_its_snapshots_and_forks(tmp_path: Path) -> None:
+    """Where the file system can do so; elsewhere they are sparse, see above."""
+    at, content = 3 * MIB, os.urandom(24 * MIB)
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        await host.stop_for_good()
+        with disk(host, "web").open("r+b") as file:
+            file.seek(at)
+            file.write(content)
+        before = measure_used(host.folder)
+        snapshots = ApiSnapshots(host.parts, host.manager)
+        made = await snapshots.create_snapshot("web", None, None, {})
+        await snapshots.restore_snapshot("web", made.id, None)
+        await service(host).fork_vm("web", ForkWanted("copy"))
+        await service(host).fork_snapshot(made.id, ForkWanted("third"))
+        assert measure_used(host.folder) - before < len(content) // 4
+        disks = [disk(host, name) for name in ("web", "copy", "third")]
+        for path in (*disks, host.config.state_dir / "snapshots" / made.id / "disk.ext4"):
+            assert path.read_bytes()[at : at + len(content)] == content, path
+
+    with file_system_that_shares(tmp_path) as folder:
+        drive(scenario, folder)
 
 
 def test_many_forks_of_one_snapshot_at_once_are_all_different() -> None:
