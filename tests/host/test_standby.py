@@ -261,12 +261,25 @@ def test_forks_of_a_vm_that_runs_are_vms_of_their_own(vms: Vms) -> None:
     vms.ctl("rm", "-f", forks[0])
 
 
-def test_a_vm_is_put_into_standby_when_the_host_shuts_down(vms: Vms) -> None:
+def test_a_reboot_of_the_host_puts_a_vm_into_standby_and_leaves_one_that_is_there(vms: Vms) -> None:
     name = vms.run("sleeps-over", COUNTS, on_host_shutdown="standby", autostart=True)
-    vms.wait_console(name, "count 3")
-    before = vms.show(name)
+    away = vms.run("is-away", COUNTS, network="default")
+    for each in (name, away):
+        vms.wait_console(each, "count 3")
+    before, kept = vms.show(name), vms.show(away)
+    put_away(vms, away)
+    at = int(vms.console(away)[-1].split()[1])
     vms.host.reboot()
     after = vms.wait(name, "Running")
     assert (after["boot_id"], after["started_at"]) == (before["boot_id"], before["started_at"])
     vms.ctl("stop", name)  # no shutdown of the host: a stop
     assert vms.state(name) == "Stopped"
+    assert vms.state(away) == "Standby"
+    restored = bring_back(vms, away)
+    for key in ("boot_id", "started_at"):
+        assert restored[key] == kept[key], key
+    for key in ("ip", "mac"):
+        assert restored["network"][key] == kept["network"][key], key
+    vms.host.wait_until(lambda: count(vms, away) > at)
+    numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(away)))]
+    assert numbers == list(range(1, len(numbers) + 1)), "none is missing, none comes twice"
