@@ -47,6 +47,31 @@ def test_a_boot_is_brought_to_its_end() -> None:
     drive(scenario)
 
 
+@pytest.mark.parametrize("moment", ["the VMM is there", "the guest runs"])
+def test_a_restore_is_brought_to_its_end(moment: str) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        before = host.vm().view()
+        await host.manager.standby_vm("web")
+        saved = host.vm().places.standby
+        host.guest().thaw_refusal = "not yet"
+        await host.manager.restore_vm("web")
+        await host.until_true(lambda: "web" in host.vmms.live)
+        if moment == "the guest runs":
+            await host.until_true(lambda: host.vmm().monitor.status == "running")
+            assert not saved.exists(), "it has another name"
+        await host.restart_daemon()
+        await host.daemon.recovery.clean_up()
+        assert host.vm().state is State.INITIALIZING
+        host.vmm().freezer.refusal = ""
+        await host.until(State.RUNNING)
+        after = host.vm().view()
+        assert (after.boot_id, after.started_at) == (before.boot_id, before.started_at)
+        await host.until_true(lambda: list(saved.parent.glob("standby*")) == [])
+
+    drive(scenario)
+
+
 @pytest.mark.parametrize("when", ["before", "between"])
 @pytest.mark.parametrize("witness", ["journal", "sockets"])
 def test_a_check_that_succeeds_while_the_daemon_is_new_is_found(when: str, witness: str) -> None:
