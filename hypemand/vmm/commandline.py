@@ -139,9 +139,10 @@ def warm_arguments(plan: VmmPlan, saved: SavedFiles) -> tuple[str, ...]:
         "-machine", f"memory-backend={MEMORY_BLOCK}",
         # it tells when it has loaded
         "-global", "migration.x-events=on",
-        # One announcement by the guest's kernel, before the guest does anything else, rather than five: it
-        # takes the lock of its network for each, and a device that gets another address meanwhile waits for
-        # it under that lock, for ever. With none, QEMU ends by SIGSEGV when the device is reset.
+        # One announcement by the guest's kernel, before the guest does anything else, rather than five: a
+        # kernel without guest/kernel/patches/virtio-net-announce.patch, which runs on where the package is
+        # upgraded under it, hangs if the device gets another address meanwhile. With none, QEMU ends by
+        # SIGSEGV when the device is reset.
         "-global", "migration.announce-rounds=1",
         "-incoming", source,
     )  # fmt: skip

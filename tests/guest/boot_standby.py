@@ -46,6 +46,12 @@ def thaw(channel: Channel, seconds: int, *identity: tuple[str, str]) -> tuple[in
     return channel.order(Type.THAW, format_records(pairs))
 
 
+def order_announcements(guest: Guest) -> None:
+    """A thousand, a millisecond apart, of the kernel, whatever else it does with its network."""
+    with control(guest.folder / "qmp") as qmp:
+        qmp.execute("announce-self", initial=1, max=1, rounds=1000, step=0)
+
+
 def read_console(guest: Guest, seconds: float) -> str:
     """What comes within so many seconds."""
     assert guest.process.stdout is not None
@@ -183,6 +189,7 @@ class StandbyBoot(BootCase):
             )
             self.assertEqual(read_console(fork, 0.5), "")
             for _ in range(2):
+                order_announcements(fork)
                 answer = thaw(channel, 2_000_000_000, *IDENTITY, ("boot", boot))
                 self.assertEqual(answer, (0, "the guest goes on"))
             self.assertEqual(int(fork.wait_for(r"tick (\d+)\n")[1]), last + 1)
