@@ -106,7 +106,7 @@ static struct timespec since(struct timespec origin, struct timespec moment)
     return passed;
 }
 
-void report_stages(struct report *report)
+static void say_stages(struct report *report)
 {
     char text[STAGES_MAX * 128 + SENTINEL_LINE_MAX];
     size_t used = 0;
@@ -116,6 +116,11 @@ void report_stages(struct report *report)
                                since(report->origin, stage->end), report->boot);
     }
     say(report, text, used);
+}
+
+void report_stages(struct report *report)
+{
+    say_stages(report);
     report->stage_count = 0;
     report->stage_open = false;
 }
@@ -133,6 +138,12 @@ void report_thaw(struct report *report)
     report->stage_open = false;
     report->origin = clock_boottime();
     report_stage(report, "thaw");
+}
+
+void report_thawed(struct report *report)
+{
+    report_stage_end(report);
+    say_stages(report);
 }
 
 void report_agent_ready(struct report *report)

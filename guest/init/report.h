@@ -48,6 +48,10 @@ void report_warning(struct report *report, const char *words);
 /* The stage `thaw` begins, from which on those that follow count: those before were a template's. */
 void report_thaw(struct report *report);
 
+/* It ends, and is reported, which is the sign of life that the host waits for: by the console, and again with
+ * the other stages, since the host may not listen at the report port yet. */
+void report_thawed(struct report *report);
+
 void report_program_start(struct report *report, const char *mode);
 void report_agent_ready(struct report *report);
 void report_ready(struct report *report);

@@ -199,7 +199,7 @@ bool freeze_point(struct warm_start *start, struct report *report, struct reason
     report_thaw(report);
     if (!take_identity(start, report, why))
         return false;
-    report_stages(report); /* the sign of life that the host waits for */
+    report_thawed(report);
     return true;
 }
 

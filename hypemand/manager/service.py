@@ -501,6 +501,8 @@ class VmManager:
     async def timeline(self, ref: str) -> Timeline:
         """See `Manager`."""
         vm = self._fleet.get(ref)
+        if vm.session is not None:
+            await vm.session.await_stages()
         notes = vm.runs.notes
         if notes is None or Moment.REQUESTED not in notes.moments:
             raise WrongState(f"VM {vm.name} has not been started yet", hint="start it first")

@@ -18,6 +18,8 @@ PERIOD = 0.1
 """Seconds from look to look."""
 _LINES_AT_ONCE = 16
 _LINES_TO_CATCH_UP = 20_000
+# seconds for the stages of a boot to be in the journal, from when all was seen that Running needs
+_STAGES_DEADLINE = 10.0
 
 
 class Journal(Protocol):
@@ -54,6 +56,7 @@ class Console:
         self._open_journal = open_journal
         self._journal: Journal | None = None
         self._to_catch_up = _LINES_TO_CATCH_UP if catch_up else 0
+        self._stages_until: float | None = None
         self._due = 0.0
         self._backoff = Backoff()
         self._told = False
@@ -101,10 +104,15 @@ class Console:
             self._to_catch_up = 0
         return changed
 
-    @property
-    def has_caught_up(self) -> bool:
-        """Has it all been read that `catch_up` asked for?"""
-        return self._to_catch_up == 0
+    def has_all(self) -> bool:
+        """Has all been read that is of use, of a boot that has shown what Running needs? That is what
+        `catch_up` asked for, and the stages: init reports them behind the rest, and of those that it reported
+        before the report port was connected there is nothing but the journal. They are not waited for long.
+        """
+        if self._stages_until is None:
+            self._stages_until = time.monotonic() + _STAGES_DEADLINE
+        has_stages = self._tracker.has_stages or time.monotonic() >= self._stages_until
+        return has_stages and self._to_catch_up == 0
 
     def close(self) -> None:
         """Close the journal's files."""

@@ -136,8 +136,12 @@ class Session:
         self._connect_driver = connect
         self._opened = time.monotonic()
         self._console: Console | None = None
+        # all stages of its boot are known, or nobody looks for them any more
+        self._has_stages = asyncio.Event()
         if follow_journal or catch_up:
             self._console = Console(name, tracker, self.budget, open_journal, catch_up=catch_up)
+        else:
+            self._has_stages.set()
         self._vmm: Vmm | None = None
         self._vmm_link = _Link(CONTROL, self._open_vmm)
         self._report_link = _Link("report", self._follow_report)
@@ -208,9 +212,10 @@ class Session:
         if console.wait_time <= 0:
             if console.read(has_port=self._report_link.is_up):
                 self._changed()
-            if console.has_caught_up and self.is_ready:
+            if self.is_ready and console.has_all():
                 # the rest of its lines is not needed: to read it would cost a talkative guest's price
                 console.close()
+                self._has_stages.set()
                 return None
         return console.wait_time
 
@@ -472,9 +477,17 @@ class Session:
 
     # evidence
 
+    async def await_stages(self) -> None:
+        """Wait until all stages of its boot are known, if it has shown all that Running needs; not for long
+        where its guest does not report them."""
+        if self.is_ready:
+            await self._has_stages.wait()
+
     def _changed(self) -> None:
         """What follows from a change is paid, too, so that a guest that changes its mind all the time has the
         daemon write and tell no more than its budget allows."""
+        if self.tracker.has_stages:
+            self._has_stages.set()
         if self._change_due is not None or self._closed:
             return
         wait = self.budget.wait_time(Reserve.CHANGES)
@@ -609,6 +622,7 @@ class Session:
     async def close(self) -> None:
         """Close every connection to the VMM, and end every task."""
         self._closed = True
+        self._has_stages.set()
         self._end_absence()
         if self._change_due is not None:
             self._change_due.cancel()

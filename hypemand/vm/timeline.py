@@ -16,6 +16,8 @@ from hypemand.protocol.sentinels import Stage
 
 MAX_STAGES = 256
 _START = "unit start"
+# the first stage of a warm start, whose guest has booted long ago; the clock of its stages begins there
+_THAW = "thaw"
 _STAGE_LANES = {"agent": Lane.AGENT, "program": Lane.PROGRAM}
 
 
@@ -106,7 +108,8 @@ def _guest_spans(facts: BootFacts) -> Iterator[Span]:
         first = _clamp(offset + min(stage.start for stage in stages), vmm_up, horizon)
         if facts.cpus_started is None:
             yield _span(facts, "VMM start", Lane.UNIT, vmm_up, offset)
-        yield _span(facts, "kernel", Lane.KERNEL, offset, first)
+        if all(stage.name != _THAW for stage in stages):
+            yield _span(facts, "kernel", Lane.KERNEL, offset, first)
         for stage in stages:
             start = _clamp(offset + stage.start, vmm_up, horizon)
             lane = _STAGE_LANES.get(stage.name, Lane.INIT)

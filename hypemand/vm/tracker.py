@@ -34,6 +34,8 @@ from hypemand.recordfile import BadRecord, load_record, store_record
 from hypemand.vmm.shutdown import Shutdown
 
 _MAX_STAGES = 64
+# with one of these init's report of its stages ends, in exec and in systemd mode (guest/init)
+_LAST_STAGES = ("program", "inject")
 _MAX_FILE = 1024 * 1024
 
 
@@ -203,6 +205,11 @@ class BootTracker:
     def is_ready(self, *, guest_agent: bool, ready: bool = False) -> bool:
         """Is all there that Running needs? `ready`: that of the definition's check too."""
         return not list_missing(self._markers, guest_agent=guest_agent, ready=ready)
+
+    @property
+    def has_stages(self) -> bool:
+        """Has the guest reported all stages of its boot?"""
+        return any(name in self._stages for name in _LAST_STAGES)
 
     @property
     def notes(self) -> BootNotes:

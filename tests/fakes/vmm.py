@@ -303,6 +303,7 @@ class Vmm:
         for line in self._behaviour.prints:
             self.print(line)
         self.say(f"HYPEMAN-PROGRAM-START {_STAMP} mode=exec boot={self.boot}")
+        self.say(f"HYPEMAN-STAGE name=program start=0.3 end=0.4 boot={self.boot}")
         self.say(f"HYPEMAN-AGENT-READY {_STAMP} boot={self.boot}")
         for agent in self._agents:
             agent.greet()

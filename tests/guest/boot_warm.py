@@ -138,6 +138,8 @@ class WarmBoot(BootCase):
                 self.assertEqual({found[f"hypeman-{name}"][1] for name in ("config", "image")}, {"1"})
                 self.assertEqual(rest[:2], [f"own {number}", "cmdline"])
                 self.assertIn("thaw", guest.stages())
+                # again, for a host that was not connected before
+                self.assertIn("name=thaw", guest.console.partition("HYPEMAN-PROGRAM-START")[2])
                 self.assertNotIn("mounts", guest.stages())
                 self.assertLess(guest.stages()["thaw"][0], 0.5)
                 self.check_ext4(guest.folder / "disk")

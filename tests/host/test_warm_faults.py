@@ -13,7 +13,7 @@ import pytest
 
 from hypemand.unitnames import template_unit_name
 from tests.host.machine import TestHost
-from tests.host.test_warm_start import DROPIN, FOLDER, is_warm, templates
+from tests.host.test_warm_start import DROPIN, FOLDER, check_steps, is_warm, templates
 from tests.host.vms import Vms, vms_of
 
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -243,6 +243,7 @@ def test_on_a_busy_host_all_starts_are_warm(vms: Vms) -> None:
         for _ in range(WARM_STARTS):
             vms.start("busy")
             assert is_warm(vms, "busy")
+            check_steps(vms, "busy")
             vms.ctl("stop", "busy")
             vms.wait("busy", "Stopped")
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm starts: from a template, as VMs of their own, and as boots where that is of no use."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -66,6 +67,14 @@ def is_warm(vms: Vms, name: str) -> bool:
     return b"-incoming" in vms.host.shell(f"tr '\\0' ' ' </proc/{pid}/cmdline").stdout.encode()
 
 
+def check_steps(vms: Vms, name: str) -> None:
+    """What `analyze` shows of a warm start: a thaw in place of the kernel, and all that comes after."""
+    timeline = json.loads(vms.ctl("analyze", "--json", name).stdout)
+    steps = {span["name"] for span in timeline["spans"]}
+    assert {"thaw", "config", "root", "api", "system", "console", "agent", "program"} <= steps, timeline
+    assert "kernel" not in steps
+
+
 def make_template(vms: Vms, name: str = "first", **keys: Any) -> str:
     """By a boot of the first VM of its kind."""
     before = set(templates(vms))
@@ -84,6 +93,8 @@ def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
     vms.reload()
     vms.start(*names)
     assert all(is_warm(vms, name) for name in names)
+    for name in names:
+        check_steps(vms, name)
     seen: list[str] = []
     for number, name in enumerate(names):
         own = vms.execute(name, "sh", "-c", IDENTITY).splitlines()
@@ -108,7 +119,8 @@ def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
         assert is_warm(vms, names[0])
     vms.wait(names[0], "Running")
     assert vms.show(names[0])["boot_id"] != before
-    assert "thaw" in vms.ctl("analyze", names[0]).stdout
+    check_steps(vms, names[0])
+    assert "<title>thaw: " in vms.ctl("analyze", "plot", names[0]).stdout
     # it can be saved, and goes on
     vms.ctl("standby", names[1])
     vms.ctl("restore", "--wait", names[1])
@@ -185,6 +197,7 @@ def test_many_side_by_side_have_nothing_of_one_another(vms: Vms, request: pytest
     seen: list[str] = []
     for name in names:
         assert is_warm(vms, name)
+        check_steps(vms, name)
         before = time.time()
         clock, *own = vms.execute(name, "sh", "-c", f"echo $EPOCHREALTIME; {IDENTITY}{DRAWN}").splitlines()
         assert before - 1 <= float(clock) <= time.time() + 1

@@ -20,6 +20,7 @@ from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
 from hypemand.model.evidence import RunState
 from hypemand.systemd.journal import JournalLine
+from hypemand.vm.console import PERIOD
 from hypemand.vm.session import Resumption, Session
 from hypemand.vm.tracker import BootTracker
 from hypemand.vm.watcher import BootWatcher
@@ -32,6 +33,11 @@ from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
 RUN = "e" * 32
 START = f"HYPEMAN-PROGRAM-START ts=2026-02-03T04:05:06Z mode=exec boot={BOOT}".encode()
 AGENT = f"HYPEMAN-AGENT-READY ts=2026-02-03T04:05:06Z boot={BOOT}".encode()
+
+
+def format_stage(name: str) -> bytes:
+    """A line of init's report of its stages."""
+    return f"HYPEMAN-STAGE name={name} start=0.1 end=0.2 boot={BOOT}".encode()
 
 
 class Vmm:
@@ -191,6 +197,7 @@ class Journal:
     def __init__(self, *lines: bytes, errors: int = 0) -> None:
         self.lines = list(lines)
         self.errors = errors
+        self.is_closed = False
 
     def open(self, boot: str) -> Journal:
         assert boot == RUN
@@ -207,7 +214,7 @@ class Journal:
         pass
 
     def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 # --- witnesses ---
@@ -240,6 +247,36 @@ async def test_a_boot_is_seen_by_the_journal_alone(tmp_path: Path) -> None:
     session, _ = make_session(tmp_path, journal=Journal(*[b"noise"] * 5000, START, AGENT))
     async with watched(session):
         await until(lambda: session.is_ready)
+
+
+@in_loop
+async def test_stages_that_only_the_journal_has_are_read_behind_what_running_needs(tmp_path: Path) -> None:
+    """As of a guest that had reported them before the report port was connected."""
+    journal = Journal(START, AGENT)
+    session, _ = make_session(tmp_path, journal=journal)
+    async with watched(session):
+        await until(lambda: session.is_ready)
+        waiting = asyncio.create_task(session.await_stages())
+        # as many looks as any other witness takes
+        await asyncio.sleep(3 * PERIOD)
+        assert not waiting.done()
+        journal.lines += [format_stage("config"), format_stage("program")]
+        await waiting
+        assert [stage.name for stage in session.tracker.notes.stages] == ["config", "program"]
+        await until(lambda: journal.is_closed)
+
+
+@in_loop
+async def test_stages_that_are_reported_nowhere_are_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.vm.console._STAGES_DEADLINE", 0.2)
+    journal = Journal(START, AGENT)
+    session, _ = make_session(tmp_path, journal=journal)
+    async with watched(session):
+        await until(lambda: session.is_ready)
+        await session.await_stages()
+        assert journal.is_closed
 
 
 @in_loop

@@ -60,6 +60,18 @@ def test_guest_stages_are_moved_by_the_moment_program_start_came() -> None:
     }
 
 
+def test_a_warm_start_has_a_thaw_in_place_of_the_kernel() -> None:
+    stages = (Stage(BOOT, "thaw", 0.0, 0.004), Stage(BOOT, "config", 0.005, 0.020), STAGES[-1])
+    spans = by_name(derive_timeline(replace(FACTS, stages=stages)))
+    begin = {name: spans[name] for name in ("VMM start", "thaw", "config")}
+    assert begin == {
+        "VMM start": ("unit", 20, 200),
+        "thaw": ("init", 200, 204),
+        "config": ("init", 205, 220),
+    }
+    assert "kernel" not in spans
+
+
 def test_a_stage_that_ends_after_running_does_not_move_the_others() -> None:
     late = replace(FACTS, stages=(*STAGES, Stage(BOOT, "headers", 0.5, 9.5)), until=120.0)
     assert by_name(derive_timeline(late))["kernel"] == ("kernel", 200, 500)
