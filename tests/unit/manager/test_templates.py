@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypemand.model.evidence import Marker
 from hypemand.model.state import State
+from hypemand.systemd.sandbox import sandbox_properties
 from hypemand.unit.exit import set_aside_template
 from hypemand.unitnames import template_unit_name
 from hypemand.vm.exitrecord import Ending
@@ -79,6 +80,27 @@ def test_nothing_of_a_vm_is_in_its_template() -> None:
         ):
             assert word not in line
         assert "hypeman.template" in line
+
+    drive_warm(scenario)
+
+
+def test_it_is_made_beside_a_vm_that_runs_at_idle_priority_in_the_sandbox_of_a_vmm() -> None:
+    """So it is on the way of no start: that VM and others are Running while it boots, and without it."""
+
+    async def scenario(host: FakeHost) -> None:
+        host.template_vmms.boots = False
+        await host.run("first")
+        await host.until_true(lambda: host.template_vmms.runs == 1)
+        await host.run("second")
+        assert not host.vmm("second").is_warm
+        assert templates(host) == []
+        unit = host.systemd.units[template_unit_name()].properties
+        assert (unit["CPUSchedulingPolicy"], unit["IOSchedulingClass"]) == (os.SCHED_IDLE, 3)
+        of_vm = host.systemd.units["hypeman-vm-first.service"].properties
+        sandbox = {key for key, _, _ in sandbox_properties(kvm=False)}
+        assert len(sandbox) > 20
+        assert {key: unit[key] for key in sandbox} == {key: of_vm[key] for key in sandbox}
+        assert unit["RootDirectory"] != "/"
 
     drive_warm(scenario)
 
