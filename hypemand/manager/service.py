@@ -472,6 +472,8 @@ class VmManager:
             return vm.operations.closed or vm.state is state or has_ended
 
         reached = await vm.changes.wait_for(is_over, timeout)
+        if vm.state in (State.STOPPED, State.STANDBY):
+            await vm.runs.settle()  # its handle has ended too, and can be started again
         vm.operations.check_open()
         return vm.view(), not reached
 

@@ -293,6 +293,24 @@ def test_the_end_of_a_handle_does_not_stop_the_run_that_comes_after() -> None:
     drive(scenario)
 
 
+def test_who_has_waited_for_the_end_of_a_vm_can_start_it_by_its_handle() -> None:
+    async def scenario(host: FakeHost) -> None:
+        for _ in range(5):
+            await run(host)
+            waiting = asyncio.ensure_future(host.manager.wait_vm("web", State.STOPPED, 10))
+            host.vmm().exit(0)
+            await waiting
+            await host.start_handle("web")
+            await until_settled(host)
+            assert (state(host), host.vm().state) == ("active", State.RUNNING)
+            await host.order("StopUnit", HANDLE)
+            await host.until(State.STOPPED)
+            await until_settled(host)
+            await host.manager.delete_vm("web")
+
+    drive(scenario)
+
+
 def test_nothing_is_started_where_systemd_refuses_it_as_in_a_shutdown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
