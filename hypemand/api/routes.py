@@ -245,7 +245,9 @@ class Routes:
         ref = parse_ref(request)
         body = await self._read(request, StandbyInstance)
         compression = derive_compression(body.compression, body.compression_delay)
-        return _instance(await self._manager.standby_vm(ref, compression))
+        if compression is not None and body.pool is not None:
+            raise InvalidRequest("pool: cannot be combined with compression", hint="leave one of them out")
+        return _instance(await self._manager.standby_vm(ref, compression, body.pool))
 
     async def restore_instance(self, request: web.Request) -> web.StreamResponse:
         """Resume a VM in Standby."""

@@ -179,7 +179,7 @@ def _post_each(context: Context, what: str, body: dict[str, int]) -> int:
 def standby(context: Context) -> int:
     """Save VMs to disk, and end their VMMs."""
     saved: list[Instance] = []
-    body = context.compression
+    body = {**context.compression, **({} if context.args.pool is None else {"pool": context.args.pool})}
 
     def save_one(name: str) -> None:
         with show_progress(context.client, name, "saving"):

@@ -193,7 +193,15 @@ LIFECYCLE = (
         "A VM in Standby keeps its disk, addresses and programs, and uses no memory. restore or start "
         "resumes it. If a VM cannot be saved, it continues to run.",
         arguments=(VMS,),
-        options=(*COMPRESS_OPTIONS, JSON),
+        options=(
+            Option(
+                ("--pool",),
+                "move what is saved to a shared pool: a start on any host of the cluster resumes the VM",
+                "POOL",
+            ),
+            *COMPRESS_OPTIONS,
+            JSON,
+        ),
     ),
     Command(
         ("restore",),

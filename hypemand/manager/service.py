@@ -16,6 +16,7 @@ from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.compression import compress_standby
 from hypemand.manager.ends import SIGKILL, Ends, has_ended
 from hypemand.manager.expiry import Expiry, Term
+from hypemand.manager.handover import Handovers, Waiting, refuse_restart
 from hypemand.manager.limits import change_limits, query_limits
 from hypemand.manager.logs import read_log
 from hypemand.manager.parts import Parts
@@ -56,6 +57,13 @@ _PATIENCE = 10.0
 _UNDO_DEADLINE = 5.0
 
 
+# what starts take that waits in a pool, by the state that the VM has here
+_TAKES = {
+    State.STOPPED: (FromStandby.REFUSE, FromStandby.RESTORE),
+    State.STANDBY: (FromStandby.RESTORE,),
+}
+
+
 class VmManager:
     """Implements `hypemand.model.services.Manager`."""
 
@@ -69,6 +77,7 @@ class VmManager:
         self.expiry = Expiry(self._list_terms)
         self._ends = Ends(parts, self.expiry)
         self.restorables = Restorables(parts)
+        self._handovers = Handovers(parts)
 
     async def close(self) -> None:
         """Stop following all VMs. They keep running."""
@@ -314,6 +323,10 @@ class VmManager:
         looking = self._parts.tasks.start("look at definition files", self.look_at_files())
         async with vm.operations.hold(Operation.START):
             await vm.refresh()
+            waiting = await self._handovers.find(vm)
+            if waiting is not None and standby in _TAKES[vm.state]:
+                await self._take(vm, waiting)
+                standby, waiting = FromStandby.RESTORE, None
             is_cold = vm.state is State.STANDBY and standby is FromStandby.COLD
             if vm.state is State.STANDBY and standby is FromStandby.RESTORE:
                 await self._restore(vm, requested)
@@ -333,15 +346,24 @@ class VmManager:
             if is_cold:
                 await self._parts.compressions.cancel(vm.record.id)
                 await vm.standby.discard()
+            if waiting is not None:
+                await self._handovers.discard(vm, waiting)
         await asyncio.wait([looking])
         return vm.view()
 
     # standby
 
-    async def standby_vm(self, ref: str, compression: Compression | None = None) -> VmView:
+    async def standby_vm(
+        self, ref: str, compression: Compression | None = None, pool: str | None = None
+    ) -> VmView:
         """See `Manager`."""
         vm = self._fleet.get(ref)
         async with vm.operations.hold(Operation.STANDBY, patience=_PATIENCE):
+            move = None
+            if pool is not None:
+                await vm.refresh()
+                check_allowed(Operation.STANDBY, vm.state, vm.name, vm.state_error)
+                move = await self._handovers.plan(vm, pool)
             if compression is not None:
                 await vm.refresh()
                 if vm.state is State.STANDBY:
@@ -352,6 +374,8 @@ class VmManager:
             await enter_standby(self._parts, vm)
             if compression is not None:
                 compress_standby(self._parts.compressions, vm, compression)
+            if move is not None:
+                await self._handovers.give(vm, move)
         return vm.view()
 
     async def restore_vm(self, ref: str) -> VmView:
@@ -363,8 +387,17 @@ class VmManager:
             await vm.refresh()
             check_allowed(Operation.RESTORE, vm.state, vm.name, vm.state_error)
             if vm.state is State.STANDBY:
+                if (waiting := await self._handovers.find(vm)) is not None:
+                    await self._take(vm, waiting)
                 await self._restore(vm, requested)
         return vm.view()
+
+    async def _take(self, vm: Vm, waiting: Waiting) -> None:
+        """Have it be in Standby here, if a start of it would be possible."""
+        with logged_start(vm):
+            image, _ = await self._starter.ensure_image(vm, None)
+            await self._starter.check(vm, image)
+            await self._handovers.take(vm, waiting)
 
     async def _restore(self, vm: Vm, requested: float) -> None:
         await self._parts.compressions.cancel(vm.record.id)
@@ -396,6 +429,8 @@ class VmManager:
         async with vm.operations.hold(Operation.RESTART):
             await asyncio.gather(vm.refresh(), self.look_at_files())
             check_allowed(Operation.RESTART, vm.state, vm.name)
+            if vm.state is State.STOPPED and (waiting := await self._handovers.find(vm)) is not None:
+                raise refuse_restart(vm, waiting)
             # it runs on meanwhile
             image, waited = await self._starter.ensure_image(vm, pull)
             await self._starter.check(vm, image)

@@ -68,6 +68,11 @@ async def enter_standby(parts: Parts, vm: Vm) -> None:
         await _quit(vm.session)
 
 
+async def gather_facts(parts: Parts, vm: Vm) -> SaveFacts:
+    """With what a VM runs that is to be saved. WrongState, GuestError, as `enter_standby`."""
+    return await _gather(parts, vm, await _find_program(parts, vm))
+
+
 def _is_at_shutdown(vm: Vm) -> bool:
     """Does its unit, which is being stopped, ask for it (launcher/ending)?"""
     definition, session = vm.runs.definition, vm.session

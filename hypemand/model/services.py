@@ -93,7 +93,8 @@ class Manager(Protocol):
     ) -> VmView:
         """Start; back at once, in Initializing, or when an image that has to be pulled for it has come. No-op
         in Running and Initializing, unless there is a `program`, which a VM is defined with from this start
-        on. `pull` instead of the definition's; `standby`: what is done with a VM in Standby."""
+        on. `pull` instead of the definition's; `standby`: what is done with a VM in Standby. One that waits
+        in a shared pool is restored, unless that is COLD."""
 
     async def stop_vm(self, ref: str, *, timeout: float | None = None) -> VmView:
         """Stop gracefully and wait for it; `timeout` seconds instead of the definition's."""
@@ -111,10 +112,15 @@ class Manager(Protocol):
         """Let a Paused VM go on, whatever it was paused for. One that cannot write, since a file system is
         still full, is Paused again at once. TimedOut, GuestError."""
 
-    async def standby_vm(self, ref: str, compression: Compression | None = None) -> VmView:
+    async def standby_vm(
+        self, ref: str, compression: Compression | None = None, pool: str | None = None
+    ) -> VmView:
         """Save a Running or Paused VM to the host's disk, and end its VMM; no-op in Standby without
         `compression`, which is begun then and goes on afterwards. GuestError, TimedOut,
-        InsufficientResources: it runs on then. WrongState also when it was stopped meanwhile."""
+        InsufficientResources: it runs on then. WrongState also when it was stopped meanwhile. `pool`: move
+        what is saved to that shared pool, from which the host restores it that starts it next; it is Stopped
+        then. NotFound, HostNotReady, and WrongState for what another host could not restore: it runs on.
+        If the move fails, it is in Standby."""
 
     async def restore_vm(self, ref: str) -> VmView:
         """Have a VM in Standby go on; back at once, as `start_vm`. No-op in Running and Initializing.

@@ -10,7 +10,14 @@ from typing import Any
 from tests.host.cluster import Cluster
 from tests.host.machine import TestHost
 
-SMALL = {"image": "builtin:busybox", "memory": "128M", "vcpus": 1, "disk": "64M", "kernel_headers": False}
+SMALL = {
+    "image": "builtin:busybox",
+    "memory": "128M",
+    "vcpus": 1,
+    "disk": "64M",
+    "persistent": False,
+    "kernel_headers": False,
+}
 STAYS = ["sh", "-c", "echo up; exec sleep infinity"]
 # A line counts once it is written to the volume.
 WRITES = """
@@ -39,6 +46,31 @@ def start_vms(cluster: Cluster, names: Sequence[str]) -> None:
     first.shell("hypemanctl cluster show | grep '^crm configure' | sh", timeout=300)
     for name in names:
         cluster.wait_running(name)
+
+
+def put_into_memory(host: TestHost, name: str, text: str) -> str:
+    """Have the guest of a VM keep that in its memory; the id of its boot."""
+    host.run(["hypemanctl", "exec", name, "--", "sh", "-c", f"echo {text} >/dev/shm/kept"])
+    return host.run(["hypemanctl", "show", "-p", "boot_id", "--value", name]).stdout
+
+
+def read_memory(host: TestHost, name: str) -> tuple[str, str]:
+    """What its guest has there, and the id of its boot."""
+    kept = host.run(["hypemanctl", "exec", name, "--", "cat", "/dev/shm/kept"], check=False).stdout
+    return kept.strip(), host.run(["hypemanctl", "show", "-p", "boot_id", "--value", name]).stdout
+
+
+def move(cluster: Cluster, name: str, node: str) -> TestHost:
+    """Have Pacemaker move a VM to a node; that host, when the VM is well there."""
+    asked = cluster.live[0]
+    asked.run(["crm", "resource", "move", name, node])
+    try:
+        cluster.wait_settled()
+        host = cluster.find_well(name)
+    finally:
+        asked.run(["crm", "resource", "clear", name])
+    assert host.name == node
+    return host
 
 
 def find_kept(host: TestHost) -> int:

@@ -27,7 +27,16 @@ from tests.host.cluster import (
     measure,
     start_cluster,
 )
-from tests.host.clustervms import define, find_kept, find_run, read_log, start_vms
+from tests.host.clustervms import (
+    define,
+    find_kept,
+    find_run,
+    move,
+    put_into_memory,
+    read_log,
+    read_memory,
+    start_vms,
+)
 from tests.host.lab import NODE_PACKAGES, find_packages
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
@@ -185,6 +194,36 @@ def test_a_node_in_standby_gives_its_vms_away(cluster: Cluster) -> None:
         assert cluster.fenced == fenced
     finally:
         host.run(["crm", "node", "online", node])
+
+
+def test_a_planned_move_with_standby_keeps_the_memory_where_the_builds_are_the_same(cluster: Cluster) -> None:
+    """Between two releases the VM is stopped and booted, and the journal says why."""
+    cluster.hosts[0].run(["crm", "resource", "param", "log", "set", "standby", "san"])
+    try:
+        cluster.wait_settled()
+        for target in cluster.hosts:
+            host = cluster.find_well("log")
+            if target is host:
+                continue
+            boot, kept = put_into_memory(host, "log", target.name), find_kept(host)
+            began = time.monotonic()
+            move(cluster, "log", target.name)
+            print(f"a VM was moved from {host.name} to {target.name} within {measure(began)}")
+            same = cluster.suites[cluster.hosts.index(host)] is cluster.suites[cluster.hosts.index(target)]
+            assert (
+                read_memory(target, "log") == (target.name, boot)
+                if same
+                else read_memory(target, "log")[1] != boot
+            )
+            if not same:
+                said = target.run(["journalctl", "--no-pager", "--output=cat"]).stdout
+                assert "VM log is booted, and loses what was in its memory: " in said
+                assert "VM log cannot be restored: saved with QEMU " in said
+            lines = read_log(target)
+            assert lines == list(range(1, len(lines) + 1))
+            assert len(lines) >= kept
+    finally:
+        cluster.hosts[0].run(["crm", "resource", "param", "log", "delete", "standby"])
 
 
 def test_an_upgrade_of_one_node_after_the_other_moves_no_vm(cluster: Cluster) -> None:

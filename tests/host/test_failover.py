@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.host.cluster import RUNNING, Cluster, ask_agent, is_well, measure, start_cluster
-from tests.host.clustervms import find_kept, find_run, read_log, start_vms
+from tests.host.clustervms import find_kept, find_run, move, put_into_memory, read_log, read_memory, start_vms
 from tests.host.recipe import Suite
 
 pytestmark = pytest.mark.one_release(Suite.BOOKWORM)
@@ -62,6 +62,24 @@ def test_a_vmm_that_dies_is_replaced_by_pacemaker(cluster: Cluster) -> None:
     host.wait_until(
         lambda: find_run(cluster.find_well("one"), "one") != before, 120, "VM one has another VMM"
     )
+
+
+def test_a_planned_move_takes_the_memory_of_a_vm_along(cluster: Cluster) -> None:
+    asked = cluster.hosts[0]
+    asked.run(["crm", "resource", "param", "log", "set", "standby", "san"])
+    cluster.wait_settled()
+    host = cluster.find_well("log")
+    boot = put_into_memory(host, "log", "here")
+    target = next(other for other in cluster.hosts if other is not host)
+    began = time.monotonic()
+    assert move(cluster, "log", target.name) is target
+    print(f"a VM was moved with its memory within {measure(began)}")
+    assert read_memory(target, "log") == ("here", boot)
+    lines = read_log(target)
+    assert lines == list(range(1, len(lines) + 1))
+    assert cluster.fenced == []
+    for place in cluster.hosts:
+        assert place.shell("ls -A /srv/shared/standby").stdout.split() == [".lock"]
 
 
 def test_vms_of_a_host_that_is_killed_run_elsewhere_with_all_that_they_kept(cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ _LEAVE = {
     "hypemand/manager/fork.py": "what this very fork has made, and no VM has taken",
     "hypemand/manager/transfer.py": "what this very import has made, and no VM or volume has taken",
     "hypemand/vm/standbyfiles.py": "saves that were cut off, discarded on request, or are behind their disks",
+    "hypemand/vm/handover.py": "saves in pools: marked, by a rename under a lock, or what a move has made",
     "hypemand/vm/revert.py": "what a snapshot takes the place of: the VM's disk is held",
     "hypemand/vm/template.py": "templates, from which VMs run by files that they have open",
     "hypemand/manager/templates.py": "what the making of a template has made, whose unit has ended",

@@ -58,10 +58,12 @@ def derive_compression(form: SnapshotCompression | None, delay: float | None = N
 @body_of("standbyInstance")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandbyInstance:
-    """`compression`: of the memory that is saved; `compression_delay`: seconds before that begins."""
+    """`compression`: of the memory that is saved; `compression_delay`: seconds before that begins; `pool`: to
+    which it is moved, for another host."""
 
     compression: SnapshotCompression | None = optional(Part(SnapshotCompression), null=True)
     compression_delay: float | None = optional(Lifespan(), null=True)
+    pool: str | None = optional(Text(), null=True)
 
 
 @query_of("listSnapshots")

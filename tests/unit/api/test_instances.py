@@ -323,6 +323,12 @@ def test_delete_without_grace_kills_first_but_not_what_it_may_not_delete(tmp_pat
             "compression.algorithm",
         ),
         ("/instances/a/standby", {"compression_delay": "30s"}, "compression_delay"),
+        (
+            "/instances/a/standby",
+            {"compression": {"enabled": True}, "pool": "san"},
+            "pool: cannot be combined",
+        ),
+        ("/instances/a/standby", {"pool": ""}, "pool"),
         ("/instances/a/restore", {"force": True}, "force"),
         ("/instances/a/start", {"standby": "boot"}, "standby"),
         ("/reload", {"x": 1}, "x"),

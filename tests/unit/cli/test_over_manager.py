@@ -189,6 +189,8 @@ def test_memory_is_compressed_on_request_and_the_notes_say_so() -> None:
         host.make_tools = DirectTools
         await host.run()
         host.vmm().monitor.memory = b"what it has in memory" * 1000
+        refused = await run("standby", "--pool", "san", "web")
+        assert (refused.returncode, "in no cluster" in refused.stderr) == (11, True), refused.stderr
         refused = await run("standby", "--compress-level", "20", "web")
         assert (refused.returncode, "compression.level" in refused.stderr) == (8, True), refused.stderr
         made = await run("snapshot", "create", "--compress-level", "3", "--json", "web")
