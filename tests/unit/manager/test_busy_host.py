@@ -101,7 +101,7 @@ def test_who_decides_something_is_not_told_what_was() -> None:
 
 def test_a_vm_that_is_ready_before_its_vmm_answers_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its markers come over another socket than QMP, and who waits for it is told."""
-    monkeypatch.setattr(session_module, "SILENCE_DEADLINE", 0.3)
+    monkeypatch.setattr(session_module, "SILENCE_DEADLINE", 2.0)
 
     async def scenario(host: FakeHost) -> None:
         host.guest().sockets = ("report", "agent")
