@@ -213,8 +213,10 @@ async def end_saved(parts: Parts, vm: Vm) -> None:
     run, session = vm.run, vm.session
     # first, so that systemd does not start it again
     await parts.units.stop(vm.unit)
-    if session is not None:
-        await _quit(session)
+    # beside that, the handle's process ends, and another one of it follows
+    parts.easing.begin()
+    ends = [vm.handle.end()] if session is None else [vm.handle.end(), _quit(session)]
+    await asyncio.gather(*ends)
 
     def has_ended() -> bool:
         return not vm.state.is_vmm_active or vm.run != run
@@ -222,8 +224,6 @@ async def end_saved(parts: Parts, vm: Vm) -> None:
     if not await vm.changes.wait_for(has_ended, _END_DEADLINE):
         await parts.units.kill(vm.unit, _SIGKILL)
         await vm.changes.wait_for(has_ended, _END_DEADLINE)
-    # the handle's process ends now, and another one of it follows
-    parts.easing.begin()
     await vm.runs.settle()
 
 

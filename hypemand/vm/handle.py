@@ -81,6 +81,8 @@ class Handle:
         self._changed = asyncio.Event()
         # what was signalled last
         self._seen: tuple[str, str] | None = None
+        # it has ended since `release` was called last
+        self._is_over = False
         # it was started here, and has not settled since
         self._follows = False
         self._started_at = 0.0
@@ -96,7 +98,7 @@ class Handle:
     def _take_state(self, active_state: str, invocation_id: str) -> None:
         was, self._seen = self._seen, (active_state, invocation_id)
         self._changed.set()
-        is_over = active_state in ("inactive", "failed")
+        is_over = self._is_over = active_state in ("inactive", "failed")
         if is_over and (was is None or (was[0] in ("inactive", "failed") and was[1] == invocation_id)):
             return  # it has a job
         if active_state != "activating":
@@ -139,6 +141,11 @@ class Handle:
         except BusError as error:
             _log.debug("VM %s: cannot signal %s: %s", self._vm, self._unit, error)
 
+    async def end(self) -> None:
+        """The VM's run is about to end, with success: have this end beside it."""
+        if not self.is_held:
+            await self._signal(_HAS_ENDED)
+
     async def release(self, *, succeeded: bool = False) -> None:
         """The VM has ended: wait until this has too, so that it can be started again. Not for a start or stop
         of it that was asked for elsewhere: that may itself wait for this. `succeeded`: its unit is inactive,
@@ -147,8 +154,10 @@ class Handle:
             return
         try:
             async with self._turn:
-                async with asyncio.timeout(_DEADLINE):
-                    await self._await_end(_HAS_ENDED if succeeded else _LOOK)
+                if self._follows or not self._is_over:
+                    async with asyncio.timeout(_DEADLINE):
+                        await self._await_end(_HAS_ENDED if succeeded else _LOOK)
+                self._is_over = False
                 await self._remove_note()
         except (BusError, OSError) as error:
             if isinstance(error, TimeoutError):

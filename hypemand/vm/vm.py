@@ -488,7 +488,8 @@ class Vm:
 
     def _needs_handle(self) -> bool:
         is_live = self._bus_up and self._unit.is_live and not self.is_ending
-        return is_live and self.has_handle and not self.operations.closed
+        is_saved = self.session is not None and self.standby.has_saved(self.session)
+        return is_live and not is_saved and self.has_handle and not self.operations.closed
 
     # waiting
 

@@ -39,6 +39,12 @@ class HandleProcess:
         self._client = client
         self._folder = runtime / "handles"
         self._stopped = asyncio.Event()
+        # the daemon has said so
+        self._has_ended = False
+        process.handlers[signal.SIGWINCH] = self._take_end
+
+    def _take_end(self) -> None:
+        self._has_ended = True
 
     @property
     def _note(self) -> Path:
@@ -73,7 +79,13 @@ class HandleProcess:
         return "queued" if is_queued else unit.active
 
     async def _follow(self, *, ready: bool) -> int:
+        self._has_ended = False  # that was the run before
         while True:
+            if self._has_ended:
+                async with self._locked() as waited:
+                    if not waited:
+                        return await self._end(ready=ready, failed=False)
+                self._has_ended = False
             state = self._ask()
             if state in ("inactive", "failed"):
                 async with self._locked():

@@ -33,10 +33,12 @@ class Job:
 
 class Jobs:
     """The jobs of all units. `on_change` is called with the unit's name when its job is another. `held`: jobs
-    of these units wait until they are taken out of it, as for a unit that has to come first."""
+    to start these units wait until they are taken out of it, as for a unit that has to come first; and
+    `held_stops`: jobs to stop these, as for a unit that comes after it and has to stop first."""
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
         self.held: set[str] = set()
+        self.held_stops: set[str] = set()
         self.done: list[Job] = []
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
@@ -78,15 +80,17 @@ class Jobs:
         changed = False
         for job in list(self._jobs.values()):
             unit = find(job.unit)
-            if job.result or unit is None or (job.kind != "stop" and self._waits(unit)):
+            if job.result or unit is None or self._waits(job, unit):
                 continue
             before = (job.kind, job.runs, unit.sub)
             self._run(job, unit)
             changed |= bool(job.result) or before != (job.kind, job.runs, unit.sub)
         return changed
 
-    def _waits(self, unit: Service) -> bool:
+    def _waits(self, job: Job, unit: Service) -> bool:
         """Has a unit that it is ordered after a job to start?"""
+        if job.kind == "stop":
+            return unit.name in self.held_stops
         return unit.name in self.held or bool(self.list_before(unit))
 
     def list_before(self, unit: Service) -> list[Job]:

@@ -167,13 +167,14 @@ class FakeSystemd:
                 self.deliver(path, changed)
 
     @contextmanager
-    def jobs_held(self, *units: str) -> Iterator[None]:
-        """Jobs of these units do not begin in this block."""
-        self.jobs.held.update(units)
+    def jobs_held(self, *units: str, stops: bool = False) -> Iterator[None]:
+        """Jobs to start these units, or to stop them, do not begin in this block."""
+        held = self.jobs.held_stops if stops else self.jobs.held
+        held.update(units)
         try:
             yield
         finally:
-            self.jobs.held.difference_update(units)
+            held.difference_update(units)
             self._schedule()
 
     async def reexecute(self, seconds: float = 0.05) -> None:

@@ -110,6 +110,45 @@ def test_the_handle_is_active_through_restarts_by_systemd() -> None:
     drive(scenario)
 
 
+def test_the_handle_of_a_vm_that_is_saved_ends_beside_its_unit() -> None:
+    """What follows on both takes systemd as long: nobody waits for one after the other."""
+
+    async def scenario(host: FakeHost) -> None:
+        await run(host, restart="always")
+        begun = len(started(host))
+        may_end = host.guest().ends_stop = asyncio.Event()
+        saving = asyncio.create_task(host.manager.standby_vm("web"))
+        await host.until_true(lambda: state(host) == "inactive")
+        assert (host.vm().state, saving.done()) == (State.SHUTDOWN, False)
+        may_end.set()
+        assert (await saving).state is State.STANDBY
+        assert (state(host), notes(host), len(started(host))) == ("inactive", [], begun)
+        host.guest().ends_stop = None
+        await host.manager.restore_vm("web")
+        await host.until(State.RUNNING)
+        await host.until_true(lambda: host.is_active(HANDLE))
+
+    drive(scenario)
+
+
+def test_the_handle_of_a_vm_that_is_saved_is_not_started_again_while_its_unit_waits_to_stop() -> None:
+    """As for a unit that comes after it."""
+
+    async def scenario(host: FakeHost) -> None:
+        await run(host)
+        begun = len(started(host))
+        host.vmm().monitor.refuses.add("quit")
+        with host.systemd.jobs_held(host.vm().unit, stops=True):
+            saving = asyncio.create_task(host.manager.standby_vm("web"))
+            await host.until_true(lambda: state(host) == "inactive")
+            assert host.unit() == "active/running"
+            await asyncio.sleep(1.2)  # the pause until one that has ended is started again
+        assert (await saving).state is State.STANDBY
+        assert (state(host), notes(host), len(started(host))) == ("inactive", [], begun)
+
+    drive(scenario)
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_the_handle_ends_with_its_vm_also_without_a_daemon(code: int) -> None:
     async def scenario(host: FakeHost) -> None:
