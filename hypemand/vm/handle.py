@@ -7,7 +7,8 @@ it: a note says so, which is written before systemd is asked. Note and lock are 
 
 - NAME.follow is written by the daemon alone, under the lock, and removed by the unit's process, or by the
   daemon where the unit has neither a process nor a job;
-- NAME.starting is the process' own;
+- NAME.starting and NAME.process are the process' own, and NAME.again is for it, of a start that came while it
+  ended;
 - NAME.lock is held by the daemon while it writes the note and asks systemd, and while it restarts the VM; the
   process takes it (shared) before it ends, and holds it until it has.
 
@@ -74,7 +75,7 @@ class Handle:
         self._tasks = tasks
         self._note = folder / f"{vm}.follow"
         self._lock = folder / f"{vm}.lock"
-        self._starting = folder / f"{vm}.starting"
+        self._left = [folder / f"{vm}.{what}" for what in ("lock", "starting", "process", "again")]
         self._is_needed = is_needed
         self._refresh = refresh
         self._turn = asyncio.Lock()
@@ -192,8 +193,8 @@ class Handle:
 
     def _remove_files(self) -> None:
         if not self._note.exists():
-            self._lock.unlink(missing_ok=True)
-            self._starting.unlink(missing_ok=True)
+            for file in self._left:
+                file.unlink(missing_ok=True)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:

@@ -28,7 +28,7 @@
 
 int host_init(struct host *host, const char *vm, const char *root)
 {
-    *host = (struct host){.root = root, .vm = vm, .lock = -1};
+    *host = (struct host){.root = root, .vm = vm, .lock = -1, .process = -1};
     sigset_t signals;
     (void)sigemptyset(&signals);
     (void)sigaddset(&signals, SIGCHLD);
@@ -87,15 +87,16 @@ void notify(const char *assignments)
     (void)close(fd);
 }
 
-/* Take the signals that have come. SIGCHLD and SIGURG have done their work when they end a wait. */
+/* Take the signals that have come. SIGCHLD has done its work when it ends a wait. */
 static void take_signals(struct host *host)
 {
     struct signalfd_siginfo info;
-    while (read(host->signals, &info, sizeof(info)) == (ssize_t)sizeof(info))
+    while (read(host->signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
         if (info.ssi_signo == SIGTERM)
             host->stopped = true;
-        else if (info.ssi_signo == SIGWINCH)
-            host->has_ended = true;
+        host->has_ended = host->has_ended || info.ssi_signo == SIGWINCH;
+        host->is_news = host->is_news || info.ssi_signo == SIGURG || info.ssi_signo == SIGWINCH;
+    }
 }
 
 /* Wait for a signal, or for a descriptor (-1: none) to become readable: is it, and no signal has come? */
@@ -217,13 +218,16 @@ static pid_t find_process(const char *text, const char *name)
     return (pid_t)strtol(value, NULL, 10);
 }
 
-enum unit_state ask(struct host *host, pid_t *process)
+enum unit_state ask_of(struct host *host, const char *pattern, pid_t *process)
 {
     char unit[NAME_LENGTH + 32];
     char text[1024];
     char state[32];
     char job[32];
-    (void)snprintf(unit, sizeof(unit), "hypeman-vm-%s.service", host->vm);
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    (void)snprintf(unit, sizeof(unit), pattern, host->vm);
+#pragma GCC diagnostic pop
     const char *const arguments[] = {"systemctl", "show", "--property=ActiveState,Job,MainPID,ControlPID",
                                      "--",        unit,   NULL};
     *process = 0;
@@ -241,6 +245,11 @@ enum unit_state ask(struct host *host, pid_t *process)
     if (strcmp(state, "active") == 0 || strcmp(state, "reloading") == 0 || strcmp(state, "refreshing") == 0)
         return UNIT_ACTIVE;
     return state[0] == '\0' ? UNIT_UNKNOWN : UNIT_LIVE;
+}
+
+enum unit_state ask(struct host *host, pid_t *process)
+{
+    return ask_of(host, "hypeman-vm-%s.service", process);
 }
 
 bool is_shutting_down(struct host *host)
@@ -286,7 +295,9 @@ bool wait_for_process(struct host *host, pid_t process, int milliseconds, bool *
 static void find_path(const struct host *host, enum file file, char *path, size_t size)
 {
     static const char *const endings[] = {
-        [FILE_NOTE] = "follow", [FILE_STARTING] = "starting", [FILE_LOCK] = "lock"};
+        [FILE_NOTE] = "follow",     [FILE_STARTING] = "starting", [FILE_LOCK] = "lock",
+        [FILE_PROCESS] = "process", [FILE_AGAIN] = "again",
+    };
     (void)snprintf(path, size, "%s" FOLDER "/%s.%s", host->root, host->vm, endings[file]);
 }
 
@@ -316,8 +327,7 @@ void remove_file(const struct host *host, enum file file)
         say("cannot remove %s: %s", path, strerror(errno));
 }
 
-/* Wait until the daemon releases it, or has ended. */
-static void await_lock(struct host *host)
+void await_unlocked(struct host *host, enum file file, int milliseconds)
 {
     pid_t parent = getpid();
     pid_t pid = fork();
@@ -326,13 +336,25 @@ static void await_lock(struct host *host)
         if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent)
             _exit(1);
         char path[512];
-        find_path(host, FILE_LOCK, path, sizeof(path));
+        find_path(host, file, path, sizeof(path));
         /* a lock of its own, which it gives up by ending */
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         _exit(fd >= 0 && flock(fd, LOCK_SH) == 0 ? 0 : 1);
     }
-    if (pid < 0 || await_child(host, pid, -1) != 0)
-        (void)wait_once(host, -1, 1000);
+    int pause = milliseconds < 0 ? 1000 : milliseconds;
+    if (pid < 0 || (await_child(host, pid, milliseconds) != 0 && milliseconds < 0))
+        (void)wait_once(host, -1, pause);
+}
+
+bool is_locked(const struct host *host, enum file file)
+{
+    char path[512];
+    find_path(host, file, path, sizeof(path));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool locked = fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+    if (fd >= 0)
+        (void)close(fd);
+    return locked;
 }
 
 void take_lock(struct host *host, bool *waited)
@@ -344,7 +366,7 @@ void take_lock(struct host *host, bool *waited)
     /* there is no daemon, and there was none, where there is no folder */
     while (host->lock >= 0 && flock(host->lock, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK) {
         *waited = true;
-        await_lock(host);
+        await_unlocked(host, FILE_LOCK, -1);
     }
 }
 
@@ -353,4 +375,20 @@ void release_lock(struct host *host)
     if (host->lock >= 0)
         (void)close(host->lock);
     host->lock = -1;
+}
+
+void hold_process(struct host *host)
+{
+    char path[512];
+    find_path(host, FILE_PROCESS, path, sizeof(path));
+    host->process = open(path, O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (host->process < 0 ? errno != ENOENT : flock(host->process, LOCK_EX) < 0)
+        say("cannot lock %s: %s", path, strerror(errno));
+}
+
+void release_process(struct host *host)
+{
+    if (host->process >= 0)
+        (void)close(host->process);
+    host->process = -1;
 }

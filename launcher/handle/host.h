@@ -14,18 +14,22 @@
 enum unit_state { UNIT_UNKNOWN, UNIT_ENDED, UNIT_FAILED, UNIT_LIVE, UNIT_ACTIVE };
 
 /** Files of the VM's handle. FILE_NOTE: the handle was started by the daemon, to follow a VM that was started
- * in another way. FILE_STARTING: the daemon is being asked to start the VM. */
-enum file { FILE_NOTE, FILE_STARTING, FILE_LOCK };
+ * in another way. FILE_STARTING: the daemon is being asked to start the VM. FILE_PROCESS: locked by the
+ * process that follows the VM. FILE_AGAIN: a start of the handle was asked for while that process lived, and
+ * the VM had ended. */
+enum file { FILE_NOTE, FILE_STARTING, FILE_LOCK, FILE_PROCESS, FILE_AGAIN };
 
 /** `root`: of all paths, "" but in tests. `stopped`: SIGTERM has come, see await_stop. `lock`: a descriptor
- * while it is held, or -1. */
+ * while it is held, or -1. `process`: likewise of FILE_PROCESS. */
 struct host {
     const char *root;
     const char *vm;
     int signals;
     int lock;
+    int process;
     bool stopped;
     bool has_ended; /* the daemon has said so of the VM */
+    bool is_news;   /* the daemon has sent a signal since this was set to false */
 };
 
 /** Block SIGCHLD and SIGURG and take them by a descriptor. Returns 0, or -1 with errno. */
@@ -50,6 +54,9 @@ int run_within(struct host *host, const char *const arguments[], int millisecond
 /** Ask systemd. `process`: of the unit's main process or of a command beside that, or 0. */
 enum unit_state ask(struct host *host, pid_t *process);
 
+/** The same of another unit of the VM: of the pattern "hypeman@%s.service". */
+enum unit_state ask_of(struct host *host, const char *pattern, pid_t *process);
+
 /** Is the host being shut down? Not, as far as is known, where systemd does not say so within 5 s. */
 bool is_shutting_down(struct host *host);
 
@@ -68,6 +75,18 @@ void make_file(const struct host *host, enum file file);
 
 /** Remove it, if it is there. */
 void remove_file(const struct host *host, enum file file);
+
+/** Is it locked now, by the daemon or by the handle's process? */
+bool is_locked(const struct host *host, enum file file);
+
+/** Wait until it is not, or for so many milliseconds. */
+void await_unlocked(struct host *host, enum file file, int milliseconds);
+
+/** Be the process that follows the VM, until release_process or the end. */
+void hold_process(struct host *host);
+
+/** The opposite. */
+void release_process(struct host *host);
 
 /** Take the lock, shared, and wait while the daemon has it. `waited`: it had. The end of this process
  * releases it. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The process of hypeman@NAME.service, the handle of a VM: handle follow|stop NAME [ROOT]
+/* The process of hypeman@NAME.service, the handle of a VM: handle follow|stop|again NAME [ROOT]
  *
  * ExecStart=, `follow`, lives as long as the VM does, so that the unit is active while the VM is, with and
  * without the daemon. It ends by itself when the VM has ended, and then no VM is touched.
@@ -10,7 +10,11 @@
  * start. See docs/architecture.md.
  *
  * ExecStopPost=, `stop`, stops the VM, and does so only where SIGTERM has ended the first: that is, where
- * systemd was asked to stop the handle. */
+ * systemd was asked to stop the handle.
+ *
+ * `again`, of hypeman-again@NAME.service, which a start of the handle pulls in and waits for, is for a start
+ * that comes when the VM has ended and the handle has not: to systemd a start of an active unit is nothing.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +34,11 @@
 #define LIFE_PAUSE 60000
 #define CANCEL_PAUSE 1000
 #define CANCEL_TURNS 30
+/* of a start that comes while the handle ends */
+#define AGAIN_PAUSE 200
+#define AGAIN_TURNS 50
+/* no exit status */
+#define START (-1)
 
 /* Stop the VM, as was asked for. Returns the exit status: a program that has failed is a failure. */
 static int stop(struct host *host)
@@ -38,6 +47,8 @@ static int stop(struct host *host)
     pid_t process = 0;
     bool waited = false;
     bool starting = has_file(host, FILE_STARTING);
+    /* What it does with the lock later is for a start that was asked for after this stop. */
+    bool is_restarted = is_locked(host, FILE_LOCK);
     remove_file(host, FILE_STARTING);
     /* The VM is stopped as well. To wait for it could be to wait for a unit that waits for this one. */
     if (is_shutting_down(host))
@@ -51,8 +62,7 @@ static int stop(struct host *host)
     if (starting)
         (void)run(host, stop_vm);
     take_lock(host, &waited);
-    /* the daemon was restarting it */
-    if (waited)
+    if (is_restarted)
         (void)run(host, stop_unit);
     remove_file(host, FILE_NOTE);
     if (ask(host, &process) != UNIT_FAILED)
@@ -83,6 +93,44 @@ static bool has_ended(enum unit_state state)
     return state == UNIT_ENDED || state == UNIT_FAILED;
 }
 
+static bool is_live(enum unit_state state)
+{
+    return state == UNIT_LIVE || state == UNIT_ACTIVE;
+}
+
+/* Was a start asked for while this was ending, and was merged with the one by which this was started? Then
+ * the one that looks has been pulled in by it. */
+static bool is_asked_again(struct host *host)
+{
+    pid_t process = 0;
+    for (int turns = 0; turns < AGAIN_TURNS && !has_file(host, FILE_AGAIN); turns++) {
+        if (!is_live(ask_of(host, "hypeman-again@%s.service", &process)))
+            break;
+        wait_for(host, FIRST_PAUSE);
+    }
+    return has_file(host, FILE_AGAIN);
+}
+
+/* Wait until a handle has ended whose VM has, so that the start that waits for this is one. Returns 0. */
+static int await_handle(struct host *host)
+{
+    pid_t process = 0;
+    int turns = 0;
+    while (turns++ < AGAIN_TURNS && is_locked(host, FILE_PROCESS)) {
+        if (!has_ended(ask(host, &process))) {
+            remove_file(host, FILE_AGAIN); /* the daemon has restarted it */
+            return 0;
+        }
+        make_file(host, FILE_AGAIN);
+        await_unlocked(host, FILE_PROCESS, AGAIN_PAUSE);
+    }
+    /* systemd has to learn of that end, too */
+    while (turns++ < AGAIN_TURNS && ask_of(host, "hypeman@%s.service", &process) == UNIT_ACTIVE &&
+           has_ended(ask(host, &process)))
+        wait_for(host, FIRST_PAUSE);
+    return 0;
+}
+
 /* Ask systemd, and where the VM has ended, with the lock, which is held then: the daemon may be restarting
  * it. `expected`: it has ended most likely, so that the lock is taken at once. Where the daemon says so,
  * systemd need not be asked: no run begins before this process has ended. */
@@ -105,25 +153,31 @@ static enum unit_state ask_for_end(struct host *host, bool expected, pid_t *proc
     return state;
 }
 
-/* Wait until the VM has ended. `ready`: systemd knows that it is Running. Returns the exit status. */
+/* Wait until the VM has ended. `ready`: systemd knows that it is Running. Returns the exit status, or START
+ * where it is to be started instead. */
 static int follow(struct host *host, bool ready)
 {
     int pause = FIRST_PAUSE;
     bool ended = false;
+    hold_process(host);
     host->has_ended = false; /* that was the run before */
     for (;;) {
         pid_t process = 0;
+        host->is_news = false;
         enum unit_state state = ask_for_end(host, ended, &process);
         if (has_ended(state)) {
             remove_file(host, FILE_NOTE);
             if (!ready)
-                return cancel(host);
+                return is_asked_again(host) ? START : cancel(host);
             return state == UNIT_FAILED ? 1 : 0;
         }
         if (state == UNIT_ACTIVE && !ready) {
             notify("READY=1\nSTATUS=Running");
             ready = true;
         }
+        /* one that came after systemd had answered is no later signal's to make up for */
+        if (host->is_news)
+            continue;
         if (wait_for_process(host, process, ready ? LIFE_PAUSE : BOOT_PAUSE, &ended)) {
             pause = FIRST_PAUSE;
             if (ended)
@@ -135,12 +189,9 @@ static int follow(struct host *host, bool ready)
     }
 }
 
-static int start(struct host *host)
+/* Have the VM started, and follow it. As `follow`. */
+static int start_vm(struct host *host)
 {
-    if (has_file(host, FILE_NOTE)) {
-        notify("STATUS=waiting until the VM is Running");
-        return follow(host, false);
-    }
     const char *const arguments[] = {"hypemanctl", "start", "--wait", host->vm, NULL};
     make_file(host, FILE_STARTING);
     enum start found = start_by_daemon(host);
@@ -157,11 +208,28 @@ static int start(struct host *host)
     return follow(host, true);
 }
 
+static int start(struct host *host)
+{
+    int status = START;
+    remove_file(host, FILE_AGAIN); /* it is this start */
+    if (has_file(host, FILE_NOTE)) {
+        notify("STATUS=waiting until the VM is Running");
+        status = follow(host, false);
+    }
+    while (status == START) {
+        remove_file(host, FILE_AGAIN);
+        release_process(host);
+        release_lock(host);
+        status = start_vm(host);
+    }
+    return status;
+}
+
 int main(int argc, char *argv[])
 {
     struct host host;
     if (argc < 3 || argc > 4 || strlen(argv[2]) == 0 || strlen(argv[2]) > NAME_LENGTH) {
-        say("usage: handle follow|stop NAME");
+        say("usage: handle follow|stop|again NAME");
         return 2;
     }
     if (host_init(&host, argv[2], argc == 4 ? argv[3] : "") < 0) {
@@ -170,6 +238,10 @@ int main(int argc, char *argv[])
     }
     if (strcmp(argv[1], "follow") == 0)
         return start(&host);
+    if (strcmp(argv[1], "again") == 0)
+        return await_handle(&host);
+    /* that has ended, however it has */
+    remove_file(&host, FILE_PROCESS);
     const char *code = getenv("EXIT_CODE");
     const char *status = getenv("EXIT_STATUS");
     bool asked = code != NULL && status != NULL && strcmp(code, "killed") == 0 && strcmp(status, "TERM") == 0;

@@ -108,12 +108,13 @@ class HandleProcess:
 
     async def _stop(self) -> int:
         starting = self._starting.exists()
+        is_restarted = self._is_locked()
         self._starting.unlink(missing_ok=True)
         await self._stop_unit()
         if starting:
             await self._client.stop_for_handle(self._vm)
-        async with self._locked() as waited:
-            if waited:
+        async with self._locked():
+            if is_restarted:
                 await self._stop_unit()
             self._note.unlink(missing_ok=True)
             return 1 if self._ask() == "failed" else 0
@@ -124,10 +125,21 @@ class HandleProcess:
             while not job.result:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(_PAUSE)
 
+    def _is_locked(self) -> bool:
+        try:
+            fd = os.open(self._folder / f"{self._vm}.lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[bool]:
-        """The value: was it waited for?"""
-        waited = False
+    async def _locked(self) -> AsyncIterator[None]:
         self._folder.mkdir(exist_ok=True)
         fd = os.open(self._folder / f"{self._vm}.lock", os.O_RDONLY | os.O_CREAT)
         try:
@@ -135,10 +147,9 @@ class HandleProcess:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    waited = True
                     await asyncio.sleep(_PAUSE)
                 else:
                     break
-            yield waited
+            yield
         finally:
             os.close(fd)

@@ -316,6 +316,23 @@ def test_the_handle_ends_with_the_vm_and_fails_with_it(vms: Vms) -> None:
     host.run(["systemctl", "reset-failed", "hypeman@ends-badly"])
 
 
+def test_a_start_of_the_handle_when_the_vm_has_just_ended_starts_it_again(vms: Vms) -> None:
+    """To systemd the handle is active until it has learned of that end."""
+    name = vms.run("at-once")
+    handle = f"hypeman@{name}.service"
+    vms.host.wait_until(lambda: vms.is_active(handle), 30, "the handle")
+    vms.host.run(["systemctl", "kill", "--signal=STOP", "--kill-who=main", handle])
+    try:
+        vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
+        assert vms.is_active(handle)
+        vms.host.run(["systemctl", "start", "--no-block", handle])
+    finally:
+        vms.host.run(["systemctl", "kill", "--signal=CONT", "--kill-who=main", handle])
+    vms.wait_console(name, "up", times=2)
+    vms.wait(name, "Running")
+    vms.host.wait_until(lambda: vms.is_active(handle), 30, "the handle")
+
+
 def test_the_handle_fails_when_the_vm_does_not_start(vms: Vms) -> None:
     name = vms.define("no-image", image="missing:v1")
     failed = vms.host.run(["systemctl", "start", f"hypeman@{name}"], check=False)

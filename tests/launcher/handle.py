@@ -27,9 +27,24 @@ DEADLINE = 10.0
 SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >>"$ROOT/calls"
 case "$1" in
-show) cat "$ROOT/unit" ;;
+show)
+    case "$*" in
+    *hypeman@*) cat "$ROOT/handle"; exit ;;
+    *hypeman-again@*) cat "$ROOT/again"; exit ;;
+    esac
+    cat "$ROOT/unit"
+    # "look again", of the daemon, which the answer does not know of yet
+    if [ -s "$ROOT/news" ]; then
+        sed -i 1d "$ROOT/news"
+        [ -s "$ROOT/news" ] || mv "$ROOT/unit.then" "$ROOT/unit"
+        kill -URG "$PPID"
+    fi
+    ;;
 is-system-running) cat "$ROOT/system" ;;
-stop) case "$*" in *hypeman@*) kill -TERM "$PPID" ;; esac ;;
+stop)
+    case "$*" in *hypeman@*) kill -TERM "$PPID" ;; esac
+    while [ -e "$ROOT/stopping" ]; do sleep 0.01; done
+    ;;
 esac
 """
 HYPEMANCTL = """#!/bin/sh
@@ -113,16 +128,18 @@ class HandleTest(unittest.TestCase):
         (self.root / "system").write_text("running\n")
         (self.root / "status").write_text("0\n")
         self.set_unit("inactive")
+        self.set_unit("inactive", name="again")
+        self.set_unit("active", name="handle")
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(self.notified.close)
         self.notified.bind(str(self.root / "notify"))
         self.notified.settimeout(DEADLINE)
 
-    def set_unit(self, active: str, job: str = "") -> None:
+    def set_unit(self, active: str, job: str = "", *, name: str = "unit") -> None:
         """What systemd says of the VM's unit from now on."""
         new = self.root / "unit.new"
         new.write_text(f"ActiveState={active}\n{f'Job={job}' if job else ''}\nMainPID=0\nControlPID=0\n")
-        new.replace(self.root / "unit")
+        new.replace(self.root / name)
 
     def start(
         self, what: str = "follow", *, stderr: int | None = None, **env: str
@@ -186,6 +203,15 @@ class HandleTest(unittest.TestCase):
                 process.send_signal(signal.SIGURG)
                 self.assertEqual(process.wait(DEADLINE), status)
                 self.assertEqual((self.calls(), self.note.exists()), ([], False))
+
+    def test_signals_that_come_with_systemds_answer_are_not_lost(self) -> None:
+        """Else the pauses between the questions are as long together as this waits, and more."""
+        self.note.touch()
+        self.set_unit("activating")
+        self.set_unit("active", name="unit.then")
+        (self.root / "news").write_text(12 * "again\n")
+        self.start()
+        self.await_ready()
 
     def test_where_the_daemon_says_that_the_vm_has_ended_nobody_is_asked(self) -> None:
         process = self.follow_active()
@@ -259,6 +285,9 @@ class HandleTest(unittest.TestCase):
         self.set_unit("inactive")
         process.send_signal(signal.SIGURG)
         self.assertEqual(process.wait(DEADLINE), 0)
+        self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["web.lock", "web.process"])
+        # which ExecStopPost= removes, as systemd has seen that end by then
+        self.assertEqual(self.start("stop", EXIT_CODE="exited", EXIT_STATUS="0").wait(DEADLINE), 0)
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["web.lock"])
 
     def serve(self, *events: Mapping[str, object], status: int = 200) -> Daemon:
@@ -333,6 +362,51 @@ class HandleTest(unittest.TestCase):
         process.terminate()
         self.assertEqual(process.wait(DEADLINE), -signal.SIGTERM)
 
+    # a start that comes while it ends
+
+    def test_a_start_waits_for_the_end_of_a_handle_whose_vm_has_ended(self) -> None:
+        process = self.follow_active()
+        # systemd has said nothing to it yet
+        self.set_unit("inactive")
+        again = self.start("again")
+        self.await_true((self.folder / "web.again").exists)
+        self.assertIsNone(again.poll())
+        process.send_signal(signal.SIGURG)
+        self.assertEqual(process.wait(DEADLINE), 0)
+        # until systemd knows of that, too
+        with self.assertRaises(subprocess.TimeoutExpired):
+            again.wait(0.3)
+        self.set_unit("deactivating", name="handle")
+        self.assertEqual((again.wait(DEADLINE), self.calls()), (0, []))
+
+    def test_a_start_waits_for_nothing_where_the_vm_lives_or_nobody_follows_it(self) -> None:
+        self.set_unit("inactive")
+        self.set_unit("inactive", name="handle")
+        self.assertEqual(self.start("again").wait(DEADLINE), 0)
+        self.follow_active()
+        self.assertEqual(self.start("again").wait(DEADLINE), 0)
+        self.assertFalse((self.folder / "web.again").exists())
+
+    def test_a_start_that_merges_with_one_that_follows_what_has_ended_starts_the_vm(self) -> None:
+        daemon = self.serve(RUNS)
+        self.note.touch()
+        self.set_unit("activating")
+        process = self.start()
+        self.await_asked()
+        # systemd was asked for the start of both units
+        self.set_unit("activating", name="again")
+        self.set_unit("inactive")
+        process.send_signal(signal.SIGURG)
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        again = self.start("again")
+        self.await_ready()
+        self.assertEqual(sorted(daemon.asked)[2:], ["POST /instances/web/start HTTP/1.0"])
+        self.set_unit("active")
+        self.assertEqual((again.wait(DEADLINE), self.calls()), (0, []))
+        self.assertFalse((self.folder / "web.again").exists())
+        self.assertFalse(self.note.exists())
+
     # its stop
 
     def test_only_a_stop_that_was_asked_for_stops_the_vm(self) -> None:
@@ -374,6 +448,18 @@ class HandleTest(unittest.TestCase):
             self.assertIsNone(process.poll())
         self.assertEqual(process.wait(DEADLINE), 0)
         self.assertEqual((self.calls(), self.note.exists()), ([STOPS_UNIT, STOPS_UNIT], False))
+
+    def test_a_start_that_comes_after_a_stop_is_not_undone_by_it(self) -> None:
+        """The daemon has the lock then, while it has the handle follow."""
+        (self.root / "stopping").touch()
+        process = self.start("stop", EXIT_CODE="killed", EXIT_STATUS="TERM")
+        self.await_true(lambda: self.calls() == [STOPS_UNIT])
+        with (self.folder / "web.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (self.root / "stopping").unlink()
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+        self.assertEqual((process.wait(DEADLINE), self.calls()), (0, [STOPS_UNIT]))
 
 
 if __name__ == "__main__":
