@@ -40,11 +40,8 @@ class HandleProcess:
         self._folder = runtime / "handles"
         self._stopped = asyncio.Event()
         # the daemon has said so
-        self._has_ended = False
-        process.handlers[signal.SIGWINCH] = self._take_end
-
-    def _take_end(self) -> None:
-        self._has_ended = True
+        self._has_ended = asyncio.Event()
+        process.handlers[signal.SIGWINCH] = self._has_ended.set
 
     @property
     def _note(self) -> Path:
@@ -79,13 +76,13 @@ class HandleProcess:
         return "queued" if is_queued else unit.active
 
     async def _follow(self, *, ready: bool) -> int:
-        self._has_ended = False  # that was the run before
+        self._has_ended.clear()  # that was the run before
         while True:
-            if self._has_ended:
+            if self._has_ended.is_set():
                 async with self._locked() as waited:
                     if not waited:
                         return await self._end(ready=ready, failed=False)
-                self._has_ended = False
+                self._has_ended.clear()
             state = self._ask()
             if state in ("inactive", "failed"):
                 async with self._locked():
@@ -139,7 +136,9 @@ class HandleProcess:
         return False
 
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[None]:
+    async def _locked(self) -> AsyncIterator[bool]:
+        """The value: was it waited for?"""
+        waited = False
         self._folder.mkdir(exist_ok=True)
         fd = os.open(self._folder / f"{self._vm}.lock", os.O_RDONLY | os.O_CREAT)
         try:
@@ -147,9 +146,10 @@ class HandleProcess:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    waited = True
                     await asyncio.sleep(_PAUSE)
                 else:
                     break
-            yield
+            yield waited
         finally:
             os.close(fd)

@@ -493,6 +493,7 @@ OTHERS = {
     "storage.program:parse_signal": "a word that is looked up",
     "storage.registry:Registry._parse": "json.loads of at most 4 MiB, in a thread",
     "storage.archives:": "json.loads of members with a limit of their size, in a thread",
+    "vm.handover:_parse": "a file of hosts of ours, with a limit of its size",
     "vm.saved:_parse_packing": "a file of ours",
     "vm.saved:parse_saved": "a file of ours",
     "vm.snapshots:_parse": "a file of ours",
