@@ -6,6 +6,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from hypemand.config.cluster import derive_vm_id
@@ -107,12 +108,12 @@ class Parts:
     @property
     def vmm_root(self) -> Path:
         """The root directory that all VMMs have."""
-        return self.config().runtime_dir / "root"
+        return _derive_vmm_root(self.config().runtime_dir)
 
     @property
     def vmm_own(self) -> Own:
         """Where a VMM finds in that what is its own."""
-        return Own(self.config().runtime_dir / "self")
+        return _derive_vmm_own(self.config().runtime_dir)
 
     def places(self, name: str) -> Places:
         """Where the files of a VM are."""
@@ -124,6 +125,18 @@ class Parts:
         self.fleet.add(vm)
         vm.attach()
         return vm
+
+
+@cache
+def _derive_vmm_root(runtime_dir: Path) -> Path:
+    """One object for all VMs, as they keep it."""
+    return runtime_dir / "root"
+
+
+@cache
+def _derive_vmm_own(runtime_dir: Path) -> Own:
+    """Likewise."""
+    return Own(runtime_dir / "self")
 
 
 def make_parts(

@@ -45,6 +45,8 @@ _LEAST_PAUSE = 1.0
 # what does not wait for it yet ignores it: ask for the VM's state; and the same, where that has ended with
 # success, which need not be asked for
 _LOOK, _HAS_ENDED = signal.SIGURG, signal.SIGWINCH
+# files that may be left when neither the VM nor its handle is there
+_LEFT = ("lock", "starting", "process", "again")
 
 
 def find_notes(folder: Path) -> set[str]:
@@ -73,9 +75,7 @@ class Handle:
         self._unit = handle_name(vm)
         self._units = units
         self._tasks = tasks
-        self._note = folder / f"{vm}.follow"
-        self._lock = folder / f"{vm}.lock"
-        self._left = [folder / f"{vm}.{what}" for what in ("lock", "starting", "process", "again")]
+        self._folder = folder
         self._is_needed = is_needed
         self._refresh = refresh
         self._turn = asyncio.Lock()
@@ -87,6 +87,10 @@ class Handle:
         # it was started here, and has not settled since
         self._follows = False
         self._started_at = 0.0
+
+    def _file(self, what: str) -> Path:
+        """One of its files. (Not kept: of a thousand VMs that only are defined these were 2 MiB.)"""
+        return self._folder / f"{self._vm}.{what}"
 
     def attach(self) -> None:
         """Begin to watch it."""
@@ -121,7 +125,7 @@ class Handle:
                 status = await self._units.status(self._unit)
                 if status.active_state in ("active", "activating") or not self._is_needed():
                     return
-                await run_in(Pool.RECORDS, self._note.touch)
+                await run_in(Pool.RECORDS, self._file("follow").touch)
                 self._follows, self._started_at = True, time.monotonic()
                 await self._units.start(self._unit)
         except BusError as error:
@@ -181,20 +185,20 @@ class Handle:
 
     async def _remove_note(self) -> None:
         """Of a start that never got as far as a process."""
-        if not await run_in(Pool.RECORDS, self._note.exists):
+        if not await run_in(Pool.RECORDS, self._file("follow").exists):
             return
         async with self._locked():
             if not (await self._units.status(self._unit)).is_live:
-                await run_in(Pool.RECORDS, self._note.unlink, missing_ok=True)
+                await run_in(Pool.RECORDS, self._file("follow").unlink, missing_ok=True)
 
     async def remove_files(self) -> None:
         """The VM is deleted. Where a start of this is still queued, the note is needed until that is over."""
         await run_in(Pool.RECORDS, self._remove_files)
 
     def _remove_files(self) -> None:
-        if not self._note.exists():
-            for file in self._left:
-                file.unlink(missing_ok=True)
+        if not self._file("follow").exists():
+            for what in _LEFT:
+                self._file(what).unlink(missing_ok=True)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -240,8 +244,8 @@ class Handle:
         return fd
 
     def _open(self) -> int:
-        self._lock.parent.mkdir(mode=0o700, exist_ok=True)
-        return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return os.open(self._file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _lock(fd: int) -> bool:

@@ -34,10 +34,12 @@ class BootWatcher:
     def __init__(self) -> None:
         self._timers: dict[Booting, asyncio.TimerHandle] = {}
         self._broken: WeakSet[Booting] = WeakSet()
+        self._is_closed = False
 
     def add(self, booting: Booting) -> None:
         """Poll this, from now on."""
-        self._look_in(0.0, booting)
+        if not self._is_closed:
+            self._look_in(0.0, booting)
 
     def _look_in(self, seconds: float, booting: Booting) -> None:
         before = self._timers.get(booting)
@@ -60,7 +62,8 @@ class BootWatcher:
             self._look_in(seconds, booting)
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more, also at what is added yet: what a poll begins then has no owner left."""
+        self._is_closed = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

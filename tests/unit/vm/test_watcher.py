@@ -104,3 +104,14 @@ def test_a_closed_watcher_looks_no_more() -> None:
         assert boot.times == []
 
     asyncio.run(run())
+
+
+def test_what_is_added_after_the_end_is_not_looked_at() -> None:
+    async def run() -> None:
+        boot, watcher = Boot(None), BootWatcher()
+        watcher.close()
+        watcher.add(boot)
+        await asyncio.sleep(SOON * 4)
+        assert boot.times == []
+
+    asyncio.run(run())
