@@ -32,7 +32,7 @@ def test_start_can_wait_until_running(live: Live, cli: Cli) -> None:
 
 def test_a_restore_that_fails_says_that_nothing_is_lost(live: Live, cli: Cli) -> None:
     """The run that has ended as one was asked to, by which it was saved, is no success of a restore."""
-    live.put("web", State.RUNNING, boot_timeout="1s")
+    live.put("web", State.RUNNING, boot_timeout="40s")
     assert cli.run("standby", "web").returncode == 0
     live.host.guest("web").thaw_refusal = "not today"
     done = cli.run("restore", "--wait", "web")
