@@ -255,7 +255,7 @@ def test_a_program_that_ends_before_its_check_succeeds_has_its_own_end() -> None
 
 def test_a_boot_whose_check_does_not_succeed_is_ended_and_says_what_it_waited_for() -> None:
     async def scenario(host: FakeHost) -> None:
-        await host.create(boot_timeout="2s", ready={"http": {"port": 80, "path": "/up"}})
+        await host.create(boot_timeout="40s", ready={"http": {"port": 80, "path": "/up"}})
         await host.manager.start_vm("web")
         await host.until_true(lambda: "waiting for http" in host.vm().view().status_text)
         host.vmm().keep_waiting("http: status 503")
