@@ -15,10 +15,10 @@ from pathlib import Path
 
 from hypemand.config.definition import Definition
 from hypemand.config.specifiers import read_specifier_host
-from hypemand.errors import HostNotReady, HypemandError, NotFound, WrongState
+from hypemand.errors import HostNotReady, HypemandError, WrongState
 from hypemand.fulldisk import name_full_disk_beside
 from hypemand.manager.parts import Parts
-from hypemand.manager.restorable import find_build, refuse_restore
+from hypemand.manager.restorable import find_build, find_standby_problem, refuse_restore
 from hypemand.manager.standby import gather_facts
 from hypemand.model.restores import cure_standby
 from hypemand.model.state import State
@@ -37,7 +37,6 @@ from hypemand.vm.handover import (
 )
 from hypemand.vm.saved import SavedRun, UnusableError
 from hypemand.vm.vm import Vm
-from hypemand.vmm.build import list_differences
 from hypemand.vmm.host import find_vmm_host
 from hypemand.workers import Pool, run_in
 
@@ -204,8 +203,6 @@ class Handovers:
         own = await self._check_fits(vm, handover)
 
         def take() -> SavedRun:
-            if (changed := saved.find_changed()) is not None:
-                raise UnusableError(f"{changed} was changed or removed since it was saved")
             if own.hash() != handover.hashes:
                 raise UnusableError(
                     f"its image or the kernel's headers are not the same as on {handover.host}"
@@ -233,14 +230,11 @@ class Handovers:
         """WrongState where what was saved does not fit this host, by what is known without reading it."""
         saved, definition = handover.saved, vm.record.definition
         build = await find_build(self._parts)
-        if differences := list_differences(saved.build, build):
-            raise refuse_restore(vm, differences[0])
+        if why := await find_standby_problem(self._parts, vm, saved, build):
+            raise refuse_restore(vm, why)
         if replace(saved.definition, volumes=()) != replace(definition, volumes=()):
             raise refuse_restore(vm, f"its definition is not the one that it ran with on {handover.host}")
-        try:
-            own = await self._find_own(saved.definition, saved.image)
-        except NotFound as error:
-            raise refuse_restore(vm, error.message) from None
+        own = await self._find_own(saved.definition, saved.image)
         network = self._parts.networks.allocation.plan(vm.network_member)
         if saved.lease != (None if network is None else network.lease):
             raise refuse_restore(vm, "its addresses on this host are not those that it was saved with")
