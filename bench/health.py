@@ -62,7 +62,7 @@ def main() -> int:
         def count() -> int:
             return sum(vms.show(name)["health_status"]["status"] == "healthy" for name in names)
 
-        host.wait_until(lambda: count() == len(names), _DEADLINE, "all are healthy")
+        host.wait_until(lambda: count() == len(names), "all are healthy", deadline=_DEADLINE)
         time.sleep(10)
         taken = measure(host, pid, options.seconds)
         print(f"{options.vms} VMs, each checked each second: {taken:.2f} % of a CPU", flush=True)

@@ -239,11 +239,13 @@ async def act_half(channel: AgentChannel) -> object:
 
 async def act_clock(channel: AgentChannel) -> object:
     """The guest's clock, set to another time and back."""
+    began = time.time()
     await channel.set_clock(1_700_000_000 * 10**9)
     then, _ = await run(channel, "date +%s")
+    took = time.time() - began
     await channel.set_clock()
     now, _ = await run(channel, "date +%s")
-    return {"then": int(then), "now": int(now) - time.time()}
+    return {"then": int(then), "took": took, "back": began - 5 <= int(now) <= time.time() + 5}
 
 
 async def main(path: str, boot: str, act: str, *arguments: str) -> None:

@@ -175,7 +175,7 @@ class Cluster:
         for host in hosts:
             host.run(["systemctl", "start", "--no-block", *SERVICES])
         for host in hosts:
-            host.wait_until(partial(self._is_online, host), JOIN_DEADLINE, f"{host.name} is online")
+            host.wait_until(partial(self._is_online, host), f"{host.name} is online", deadline=JOIN_DEADLINE)
 
     def _is_online(self, host: TestHost) -> bool:
         nodes = host.run(["crm_node", "-p"], check=False).stdout.split()
@@ -224,7 +224,7 @@ class Cluster:
             found = self.locate(resource)
             return found[0] if len(found) == 1 and found[0] != but else None
 
-        return self.live[0].wait_until(find, deadline, f"{resource} runs on one node")
+        return self.live[0].wait_until(find, f"{resource} runs on one node", deadline=deadline)
 
     def find_well(self, name: str, deadline: float = 90) -> TestHost:
         """Wait until a VM is Running on one host alone, with an agent that answers; the host."""
@@ -233,7 +233,7 @@ class Cluster:
             running = [host for host in self.live if ask_agent(host, "monitor", name).code != NOT_RUNNING]
             return running[0] if len(running) == 1 and is_well(running[0], name) else None
 
-        return self.live[0].wait_until(find, deadline, f"VM {name} is well on one host")
+        return self.live[0].wait_until(find, f"VM {name} is well on one host", deadline=deadline)
 
     def wait_settled(self, deadline: float = 120) -> None:
         """Wait until Pacemaker has nothing more to do."""

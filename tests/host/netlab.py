@@ -302,7 +302,7 @@ def serve(host: TestHost, label: str, *ports: int) -> None:
     words = [PROBE, "serve", label, *map(str, ports)]
     host.run(["systemd-run", "--quiet", f"--unit=serve-{label}", *words])
     listening = ["sh", "-c", f"ss -Hltn 'sport = :{ports[-1]}' | grep -q ."]
-    host.wait_until_succeeds(listening, 10)
+    host.wait_until_succeeds(listening)
 
 
 # All that networks have in a host, but what changes by itself: devices, limits, rules, addresses and

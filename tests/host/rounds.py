@@ -71,7 +71,7 @@ def play_rounds(vms: Vms, count: int, seed: int = 0) -> tuple[Size, Size]:
     assert not [line for line in console if "DAMAGED" in line]
     rounds = [int(line.split()[1]) for line in console if line.startswith("round ")]
     assert rounds == list(range(1, len(rounds) + 1))
-    vms.host.wait_until(lambda: measure(vms.host).files == first.files, 30)
+    vms.host.wait_until(lambda: measure(vms.host).files == first.files)
     last = measure(vms.host)
     assert last.memory < first.memory + GROWTH, (first, last)
     assert last.descriptors <= first.descriptors, (first, last)

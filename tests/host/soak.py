@@ -194,9 +194,7 @@ class Soak:
             told = {name: answer.result().ok for name, answer in answers.items()}
         # a VMM that was killed last may be taken for one that runs for a moment
         unnoticed = ["sh", "-c", UNNOTICED, "unnoticed", *(word for hit in killed for word in hit)]
-        self.host.wait_until(
-            lambda: not self.host.run(unnoticed).stdout, 60, "systemd notices who was killed"
-        )
+        self.host.wait_until(lambda: not self.host.run(unnoticed).stdout, "systemd notices who was killed")
         hit = {name for name, _pid in killed}
         expected = {
             name: ENDS.get(verb, "Running") for name, verb in asked.items() if told[name] and name not in hit
@@ -248,7 +246,7 @@ class Soak:
             return at_rest and all(self.states.get(name) == state for name, state in expected.items())
 
         try:
-            self.host.wait_until(look, REST_DEADLINE)
+            self.host.wait_until(look, deadline=REST_DEADLINE)
         except AssertionError:
             raise AssertionError(f"{self.states} after {REST_DEADLINE:g} s; expected {expected}") from None
         forks = {f"{name}-fork" for name in self.forkable} & set(self.states)
@@ -293,7 +291,7 @@ class Soak:
 
     def _wait_for_none(self, name: str, state: str, left: Callable[[], list[str]]) -> None:
         try:
-            self.host.wait_until(lambda: not left(), 60)
+            self.host.wait_until(lambda: not left())
         except AssertionError:
             raise AssertionError(f"{name} is {state}, and has still: {left()}") from None
 
@@ -313,7 +311,7 @@ class Soak:
             if name not in self.forkable:
                 self.vms.ctl("volume", "rm", f"{name}-data")
         try:
-            self.host.wait_until(lambda: self.traces() == self.before, 60)
+            self.host.wait_until(lambda: self.traces() == self.before)
         except AssertionError:
             raise AssertionError(f"before:\n{self.before}\nafter:\n{self.traces()}") from None
 

@@ -98,11 +98,11 @@ def test_a_daemon_that_dies_in_a_copy_leaves_no_half_file_and_the_vm_unharmed(vm
         assert [name.startswith(".hypeman-") for name in listing] == [True]
     vms.wait("asked", "Running")
     until_empty = "until [ -z $(ls -A /srv/half) ]; do sleep 0.1; done"
-    assert vms.execute("asked", "timeout", "10", "sh", "-c", until_empty) == ""
+    assert vms.execute("asked", "timeout", "120", "sh", "-c", until_empty) == ""
     assert vms.show("asked")["invocation_id"] == before
 
 
 def test_the_clock_is_set(said: Mapping[str, Result]) -> None:
     found = answer(said, "clock")
-    assert 0 <= found["then"] - 1_700_000_000 <= 20
-    assert abs(found["now"]) <= 5
+    assert 0 <= found["then"] - 1_700_000_000 <= found["took"] + 1
+    assert found["back"]

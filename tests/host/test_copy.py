@@ -9,6 +9,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_an_interrupt_ends_a_copy_and_leaves_no_half_file(host: TestHost, web: V
         assert terminal.end() == 130
     assert b"%" in terminal.seen
     listing = ["sh", "-c", "ls -A /root | grep -c -e large -e hypeman-"]
-    host.wait_until(lambda: web.exec(*listing, check=False).stdout == "0\n", 20)
+    host.wait_until(lambda: web.exec(*listing, check=False).stdout == "0\n")
     host.run(["rm", "/root/large"])
 
 
@@ -156,9 +157,14 @@ def test_a_shell_is_a_login_shell_in_the_users_home(host: TestHost, web: Vm) -> 
 def test_top_sees_who_is_busy(host: TestHost, web: Vm) -> None:
     with define_vm(host, "busy", cmd=["sh", "-c", "while :; do :; done"]) as busy:
         busy.ctl("start", "--wait")
-        rows = json.loads(ctl(host, "top", "--json", "-d", "2s").stdout)
+
+        def look() -> list[dict[str, Any]] | None:
+            rows: list[dict[str, Any]] = json.loads(ctl(host, "top", "--json", "-d", "2s").stdout)
+            # as much as others leave it, which may be little for a while
+            return rows if rows[0]["cpu_percent"] > 10 else None
+
+        rows = host.wait_until(look, "a share of a CPU")
     assert [row["name"] for row in rows] == ["busy", "web"]
-    assert rows[0]["cpu_percent"] > 10, "as much as others leave it"
     assert rows[1]["cpu_percent"] < rows[0]["cpu_percent"]
     assert all(row["memory_current"] > 10_000_000 for row in rows)
     assert os.sep not in rows[0]["memory"]

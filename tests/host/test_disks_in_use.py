@@ -44,7 +44,7 @@ def in_stray_qemu(host: TestHost, *paths: str) -> Iterator[None]:
     argv = " ".join([QEMU, *drives, *devices]).split()
     host.run(["systemd-run", "--quiet", "--collect", "--unit=stray", *argv])
     try:
-        host.wait_until(lambda: all(are_in_use(host, *paths)), 20, "QEMU has the disks")
+        host.wait_until(lambda: all(are_in_use(host, *paths)), "QEMU has the disks")
         yield
     finally:
         host.run(["systemctl", "stop", "stray.service"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.host.test_daemon_faults import HOLD, ON_DEMAND
-from tests.host.vms import END_DEADLINE, IS_DEAF, Vms
+from tests.host.vms import IS_DEAF, Vms
 
 # argv: uid, SIGNAL. All processes of a unit that have its uid: VMM, leader, console.
 SIGNAL_ALL = 'ps -o pid= -u "$1" | xargs kill -s "$2"'
@@ -90,7 +90,7 @@ def test_processes_that_stand_still_are_ended_with_the_vmm(vms: Vms, stop_timeou
     uid = str(vms.show(name)["uid"])
     vms.host.run(["sh", "-c", SIGNAL_ALL, "sh", uid, "STOP"])
     vms.host.run(["kill", "-KILL", str(vms.show(name)["main_pid"])])
-    shown = vms.wait(name, "Stopped", 30)
+    shown = vms.wait(name, "Stopped")
     assert shown["exit_message"] == "the VMM was killed by SIGKILL"
     assert vms.host.run(["ps", "-o", "pid=,args=", "-u", uid], check=False).stdout == ""
 
@@ -100,7 +100,7 @@ def test_an_end_is_told_while_journald_stands_still(vms: Vms) -> None:
     name = vms.run("unheard", ON_DEMAND.replace("exit", "head -c 600000 /dev/zero | tr '\\0' x; exit"))
     with journald_stands_still(vms):
         vms.ctl("exec", name, "--", "sh", "-c", "echo 5 >/tmp/go", check=False)
-        shown = vms.wait(name, "Stopped", 60)
+        shown = vms.wait(name, "Stopped")
     assert (shown["exit_code"], shown["exit_message"]) == (5, "exited with code 5")
     assert vms.unit(name, "Result")["Result"] == "exit-code"
 
@@ -133,7 +133,7 @@ def test_a_daemon_that_dies_at_once_is_tried_less_and_less_often(vms: Vms) -> No
 
     with dropin(vms, "hypemand.service", DIES_AT_ONCE):
         vms.host.run(["systemctl", "restart", "hypemand.service"], check=False)
-        vms.host.wait_until(lambda: count() >= 7, END_DEADLINE, "it has failed 7 times")
+        vms.host.wait_until(lambda: count() >= 7, "it has failed 7 times")
         assert vms.properties("hypemand.service", "SubState") == {"SubState": "stop-post"}
         assert vms.properties("hypemand.socket", "ActiveState") == {"ActiveState": "active"}
     vms.restart_daemon()

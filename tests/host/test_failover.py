@@ -59,9 +59,7 @@ def test_a_vmm_that_dies_is_replaced_by_pacemaker(cluster: Cluster) -> None:
     host = cluster.find_well("one")
     before = find_run(host, "one")
     host.run(["hypemanctl", "kill", "-s", "KILL", "one"])
-    host.wait_until(
-        lambda: find_run(cluster.find_well("one"), "one") != before, 120, "VM one has another VMM"
-    )
+    host.wait_until(lambda: find_run(cluster.find_well("one"), "one") != before, "VM one has another VMM")
 
 
 def test_a_planned_move_takes_the_memory_of_a_vm_along(cluster: Cluster) -> None:
@@ -85,7 +83,7 @@ def test_a_planned_move_takes_the_memory_of_a_vm_along(cluster: Cluster) -> None
 def test_vms_of_a_host_that_is_killed_run_elsewhere_with_all_that_they_kept(cluster: Cluster) -> None:
     node = cluster.wait_running("log")
     victim = cluster.host(node)
-    victim.wait_until(lambda: find_kept(victim) > 20, 60)
+    victim.wait_until(lambda: find_kept(victim) > 20)
     kept = find_kept(victim)
     began = time.monotonic()
     victim.kill()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.host.faults import BUSYBOX, SMALL, Vm, compile_static, ctl, define_vm, other_guest, start_vm
 from tests.host.machine import TestHost
+from tests.host.vms import hold_deadline
 
 pytestmark = pytest.mark.one_release
 
@@ -194,8 +195,8 @@ def test_an_agent_that_dies_after_its_byte_leaves_the_program_running(
     ):
         vm.wait("Running")
         # Running says that it was started, not that it has come to its first line
-        host.wait_until(lambda: "program started" in vm.logs(), 30)
-        refused = vm.exec("true", check=False, timeout=60)
+        host.wait_until(lambda: "program started" in vm.logs())
+        refused = vm.exec("true", check=False)
         assert refused.code == 125
         assert "agent" in refused.stderr
         assert vm.ctl("stop").ok
@@ -334,6 +335,8 @@ def test_sentinels_of_another_boot_make_nobody_running(host: TestHost, compiler:
     agent = compiler(AGENT_LIES.replace("LINES", _c_string(lines)))
     options = ("--boot-timeout=10s", "--stop-timeout=2s")
     with other_guest(host, agent=agent), start_vm(host, "liar", "true", options=options) as vm:
+        last = lines[-1]
+        hold_deadline(host, vm.name, lambda: any(last in line for line in vm.logs("--all")), "its last lie")
         assert vm.end()["exit_message"].startswith("boot timed out: ")
         assert any("boot= " in f"{line} " for line in vm.logs("--all"))
         assert vm.unit("ActiveEnterTimestampMonotonic") == "0", "it was Running"
@@ -364,7 +367,7 @@ def test_a_report_that_the_program_forges_for_its_own_boot_is_overruled_by_the_g
     boot = "$(sed 's/.*hypeman.boot=//' /proc/cmdline)"
     line = EXIT.format(boot="BOOT").replace('"', '\\"').replace("BOOT", boot)
     with start_vm(host, "liar", "sh", "-c", f'echo "{line}"; {UNTIL_TOLD}; exit 5') as vm:
-        host.wait_until(lambda: any("all is well" in line for line in vm.logs("--all")), 30)
+        host.wait_until(lambda: any("all is well" in line for line in vm.logs("--all")))
         assert vm.show()["state"] == "Running", "its own words have ended it"
         tell(vm)
         assert vm.end()["exit_code"] == 5
@@ -386,7 +389,7 @@ def test_orphans_are_reaped_and_their_status_is_not_taken_for_the_programs(host:
     script = "for i in $(seq 200); do (sh -c 'exit 9' &) ; done; sleep 1; echo done; exec sleep infinity"
     with start_vm(host, "forks", "sh", "-c", script) as vm:
         vm.wait("Running")
-        host.wait_until(lambda: "done" in vm.logs(), 30)
+        host.wait_until(lambda: "done" in vm.logs())
         zombies = vm.exec("sh", "-c", "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l")
         assert zombies.stdout == "0\n"
         assert vm.show()["state"] == "Running"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host.vms import BOOT_DEADLINE, END_DEADLINE, Vms
+from tests.host.vms import Vms
 
 pytestmark = pytest.mark.one_release
 
@@ -84,8 +84,8 @@ def test_files_secrets_and_variables_of_the_host_reach_the_guest_and_secrets_not
     vms.host.push("/etc/shop/plain", "open-sesame-PLAIN", 0o600)
     with vms.without_daemon():
         vms.host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", f"hypeman-vm-{NAME}.service"])
-        vms.host.wait_until(lambda: is_up(vms, 2), BOOT_DEADLINE, "a second boot, with its secrets")
-    vms.host.wait_until(lambda: vms.state(NAME) == "Running", BOOT_DEADLINE, "Running")
+        vms.host.wait_until(lambda: is_up(vms, 2), "a second boot, with its secrets")
+    vms.host.wait_until(lambda: vms.state(NAME) == "Running", "Running")
     assert vms.unit(NAME, "NRestarts")["NRestarts"] == "1"
     check_guest(vms, plain="open-sesame-PLAIN")
     found = vms.host.run(["sh", "-uc", TRACES, "traces", NAME], timeout=300).stdout
@@ -104,4 +104,4 @@ def test_files_secrets_and_variables_of_the_host_reach_the_guest_and_secrets_not
     vms.host.push("/etc/shop/sealed", "no ciphertext", 0o600)
     vms.ctl("start", NAME, check=False)
     words = "systemd could not load the VM's secrets"
-    vms.host.wait_until(lambda: words in str(vms.show(NAME)), END_DEADLINE, words)
+    vms.host.wait_until(lambda: words in str(vms.show(NAME)), words)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.vms import END_DEADLINE, STAYS, Vms
+from tests.host.vms import STAYS, Vms
 
 pytestmark = pytest.mark.one_release
 
@@ -19,7 +19,7 @@ def wait_settled(vms: Vms, name: str) -> dict[str, Any]:
         headers: dict[str, Any] | None = vms.show(name)["kernel_headers"]
         return headers if headers is not None and headers["state"] in ("ready", "failed") else None
 
-    found = vms.host.wait_until(look, END_DEADLINE, f"the kernel headers of {name}")
+    found = vms.host.wait_until(look, f"the kernel headers of {name}")
     assert found is not None
     return found
 
@@ -65,7 +65,7 @@ def test_what_a_daemon_that_is_away_has_missed_is_learned_later(vms: Vms) -> Non
         name = vms.run("missed", STAYS, kernel_headers=True)
         with vms.without_daemon():
             what = f"the kernel headers of {name} fail"
-            vms.host.wait_until(lambda: "HEADERS-FAILED" in "".join(vms.console(name)), END_DEADLINE, what)
+            vms.host.wait_until(lambda: "HEADERS-FAILED" in "".join(vms.console(name)), what)
         error = "no block device with the serial hypeman-headers came up"
         assert wait_settled(vms, name) == {"state": "failed", "error": error}
 

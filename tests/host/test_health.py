@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host.vms import BOOT_DEADLINE, Vms
+from tests.host.vms import Vms
 
 pytestmark = pytest.mark.one_release
 
@@ -26,9 +26,7 @@ CHECK = {
 
 
 def wait_health(vms: Vms, name: str, wanted: str) -> None:
-    vms.host.wait_until(
-        lambda: vms.show(name)["health_status"]["status"] == wanted, BOOT_DEADLINE, f"{name}: {wanted}"
-    )
+    vms.host.wait_until(lambda: vms.show(name)["health_status"]["status"] == wanted, f"{name}: {wanted}")
 
 
 def test_an_unhealthy_vm_is_shut_down_and_restarted_by_systemd_until_it_gives_up(vms: Vms) -> None:

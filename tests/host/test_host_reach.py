@@ -61,7 +61,7 @@ def test_a_short_name_is_for_vms_of_root(host: TestHost, vms: Vms, member: str) 
         assert made.ok, made.describe()
         vms.ctl("wait", name)
     hosts = "/run/hypemand/hosts"
-    host.wait_until(lambda: "proxy.hypeman" in host.run(["cat", hosts]).stdout, 30)
+    host.wait_until(lambda: "proxy.hypeman" in host.run(["cat", hosts]).stdout)
     names = {word for line in host.run(["cat", hosts]).stdout.splitlines() for word in line.split()[1:]}
     assert {"proxy", "proxy.hypeman", "wpad.hypeman"} <= names
     assert "wpad" not in names

@@ -47,7 +47,7 @@ def hostile_guest(host: TestHost, init: bytes) -> Iterator[Vm]:
     with define_vm(host, "hostile", network="default", boot_timeout="300s") as vm:
         with other_guest(host, init=init):
             ctl(host, "start", vm.name)
-            host.wait_until(lambda: bool(vm.show()["main_pid"]), 60, "its VMM is there")
+            host.wait_until(lambda: bool(vm.show()["main_pid"]), "its VMM is there")
         yield vm
 
 

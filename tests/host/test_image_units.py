@@ -20,9 +20,9 @@ folder.mkdir(parents=True)
 tools = UnitTools(key, Path("/var/lib/hypemand"))
 argv = ["python3", "-c", sys.argv[2], str(folder), tools.unit]
 if sys.argv[1] == "build":
-    done = tools.build(argv, folder=folder, timeout=60, readable=[Path("/srv/image-units")])
+    done = tools.build(argv, folder=folder, timeout=180, readable=[Path("/srv/image-units")])
 else:
-    done = tools.fetch(argv, folder=folder, timeout=60)
+    done = tools.fetch(argv, folder=folder, timeout=180)
 sys.stdout.write(done.stdout.decode())
 """
 # What code in the unit tries, and what came of it: an error number, or 0.
@@ -72,15 +72,18 @@ attempt("open a device", lambda: os.close(os.open(folder + "/mem", os.O_RDONLY))
 attempt("mount", lambda: 1 if libc.mount(b"/", b"/tmp", None, 4096, None) == 0 else -ctypes.get_errno())
 print(json.dumps(found))
 """
-# Waits for another of its kind to be there, and tells what it sees of it.
+# Tells what it sees of another of its kind, until `met` says that both are there.
 MEET = """
 import json, os, sys, time
 mine = {os.getpid(), os.getppid()}
 seen = set()
-end = time.monotonic() + 8
-while time.monotonic() < end:
+end = time.monotonic() + 120
+met = False
+while not met and time.monotonic() < end:
+    met = os.path.exists(sys.argv[1] + "/met")
     seen |= {int(pid) for pid in os.listdir("/proc") if pid.isdigit()} - mine
     time.sleep(0.1)
+assert met
 found = {"uid": os.getuid(), "others": sorted(seen), "folders": os.listdir("/var/lib/hypemand/units-test")}
 print(json.dumps(found | {"proxy": os.environ.get("https_proxy"), "folder": sys.argv[1].split("/")[5]}))
 """
@@ -89,12 +92,13 @@ half=sword
 for number in 1 2; do
     https_proxy=http://user:${half}fish@proxy.invalid python3 -c "$1" fetch "$2" &
 done
-for try in $(seq 50); do
+for try in $(seq 500); do
     [ $(systemctl list-units --plain -q 'hypeman-image-*' | wc -l) = 2 ] && break
     sleep 0.1
 done
 systemctl show -p IPAddressDeny -p Environment 'hypeman-image-*'
 cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c "[s]wordfish" || true
+touch /var/lib/hypemand/units-test/*/work/met
 wait
 """
 

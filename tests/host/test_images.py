@@ -155,7 +155,7 @@ def test_an_images_own_words_are_followed(host: TestHost, sources: str) -> None:
             refused = ctl(host, "image", "rm", "app", check=False)
             assert (refused.code, "the image app is used by own-words" in refused.stderr) == (11, True)
             vm.ctl("start", "--wait")
-            host.wait_until(lambda: vm.logs() == ["/srv blue"], 10)
+            host.wait_until(lambda: vm.logs() == ["/srv blue"])
             vm.ctl("stop")
             assert vm.end()["exit_code"] == 128 + 2, "SIGINT, as the image says"
             again = ctl(host, "image", "import", "app", f"{sources}/oci:v1")

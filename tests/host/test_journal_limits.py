@@ -89,7 +89,7 @@ def test_a_guests_priorities_are_text(host: TestHost, vms: Vms) -> None:
     vms.define("loud", "echo '<0>the host is on fire'; echo '<3>c'; exec sleep infinity")
     vms.ctl("start", "--wait", "loud")
     lines = ["<0>the host is on fire", "<3>c"]
-    host.wait_until(lambda: lines[-1] in vms.console("loud"), 20)
+    host.wait_until(lambda: lines[-1] in vms.console("loud"))
     assert [line for line in vms.console("loud") if line.startswith("<")] == lines
     entries = host.journal("HYPEMAN_VM=loud", since=since)
     said = {entry["MESSAGE"]: entry["PRIORITY"] for entry in entries if entry.get("MESSAGE") in lines}

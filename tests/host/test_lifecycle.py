@@ -218,7 +218,7 @@ def ended(handled_vms: Vms) -> Vms:
 def test_a_start_right_after_a_stop_is_not_undone_by_the_end_of_the_handle(handled: Vms) -> None:
     vms, handle = handled, f"hypeman@{HANDLED}"
     vms.host.run(["sh", "-euc", f"hypemanctl stop {HANDLED}; hypemanctl start --wait {HANDLED}"])
-    vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    vms.host.wait_until(lambda: vms.is_active(handle), "its handle is active")
     # with --warm it is Created while its guest is loaded
     states = [name for name, _ in groupby(state for state in vms.states(HANDLED) if state != "Created")]
     assert states[-4:] == ["Shutdown", "Stopped", "Initializing", "Running"]
@@ -350,7 +350,7 @@ def test_the_guest_has_the_time_of_the_host(first_boot: FirstBoot) -> None:
         seen = int(shown[0]) + int(shown[1]) / 1e6
         return before - 0.1 < seen < time.time() + 0.1
 
-    vms.host.wait_until(is_right, 10, "the guest's clock is right")
+    vms.host.wait_until(is_right, "the guest's clock is right")
 
 
 @pytest.mark.one_release

@@ -69,7 +69,7 @@ def test_a_command_that_is_late_is_killed(bare: TestHost) -> None:
     with pytest.raises(CommandError, match=r"not done after 0\.5 s"):
         bare.run(["sleep", "4711"], timeout=0.5)
     assert time.monotonic() - started < 5
-    bare.wait_until(lambda: not bare.run(["pgrep", "-f", "^sleep 4711"], check=False).ok, 5)
+    bare.wait_until(lambda: not bare.run(["pgrep", "-f", "^sleep 4711"], check=False).ok)
 
 
 def test_memory_limits_are_enforced_inside(bare: TestHost) -> None:
@@ -158,14 +158,14 @@ def test_a_wire_joins_hosts_of_all_releases_and_can_be_cut() -> None:
         one, other = hosts
         ping = ["busybox", "ping", "-c1", "-W1"]
         for address in (wire.address(other), wire.address6(other)):
-            one.wait_until_succeeds([*ping, address], 5)
+            one.wait_until_succeeds([*ping, address])
         with wire.cut_off(other):
             assert not one.run([*ping, wire.address(other)], check=False).ok
             assert "NO-CARRIER" in other.run(["ip", "link", "show", UPLINK]).stdout
-        one.wait_until_succeeds([*ping, wire.address(other)], 5)
+        one.wait_until_succeeds([*ping, wire.address(other)])
         wire.unplug(other)
         assert UPLINK not in other.run(["ip", "link"]).stdout
         wire.plug(other)
-        one.wait_until_succeeds([*ping, wire.address(other)], 5)
+        one.wait_until_succeeds([*ping, wire.address(other)])
         assert run_command(["ip", "-brief", "link"], timeout=10).stdout == links
     assert wire.process.poll() is not None

@@ -89,7 +89,7 @@ def test_a_thousand_defined_vms_of_which_forty_run_take_no_more_than_their_share
     host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
     wait_for_another_daemon(many, old)
     assert count_listed(host) == COUNT
-    host.wait_until(lambda: read_states(host).count("Running") == RUNNING, DEADLINE)
+    host.wait_until(lambda: read_states(host).count("Running") == RUNNING, deadline=DEADLINE)
     # a signal of systemd: what ends by itself is noticed
     host.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypeman-vm-many-0"])
     many.wait("many-0", "Stopped")

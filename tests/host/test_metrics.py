@@ -75,8 +75,8 @@ def test_prometheus_scrapes_a_host_and_knows_what_its_vms_do(scraped: Vms) -> No
         now = {name: query(host, f'{name}{{kind="request"}}')[0][1] for name in _COUNTED}
         return now == {name: count + 1 for name, count in counted.items()}
 
-    host.wait_until(knows, 60)
-    host.wait_until(counts, 60)
+    host.wait_until(knows)
+    host.wait_until(counts)
     ((labels, memory),) = knows()
     assert labels["job"] == "hypemand"
     assert memory > 10 * 2**20

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.one_release
 SERVES = "echo up; exec nc -ll -p 80 -e hostname"
 ASK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], 80), timeout=10) as peer:
+with socket.create_connection((sys.argv[1], 80), timeout=60) as peer:
     print(peer.recv(100).decode(), end="")
 """
 BEGIN, END = "# BEGIN hypemand", "# END hypemand"
@@ -57,7 +57,7 @@ def lines_of(vms: Vms, *names: str) -> list[str]:
 def wait_told(vms: Vms, name: str, *known: str) -> None:
     """Wait until a guest knows itself and these."""
     wanted = lines_of(vms, name, *known)
-    vms.host.wait_until(lambda: read_block(vms, name) == wanted, 20, f"{name} knows {known}")
+    vms.host.wait_until(lambda: read_block(vms, name) == wanted, f"{name} knows {known}")
 
 
 def inode(vms: Vms, path: str, *, guest: str = "") -> str:
@@ -93,7 +93,7 @@ def test_the_host_finds_a_vm_by_name_while_it_runs(vms: Vms) -> None:
     assert inode(vms, "/run/hypemand/hosts") == before
     for end in ("stop", "kill"):
         vms.ctl(end, name)
-        host.wait_until(lambda: getent(host, "ahosts", name) == [], 20, f"no name after {end}")
+        host.wait_until(lambda: getent(host, "ahosts", name) == [], f"no name after {end}")
         vms.start(name)
         assert {words[0] for words in getent(host, "ahosts", name)} == {ip, ip6}
 
@@ -141,7 +141,7 @@ def test_vms_of_a_group_find_and_reach_each_other(vms: Vms) -> None:
     assert read_block(vms, second) == lines_of(vms, second, first)
     wait_told(vms, first, second)
     for here, there in ((first, second), (second, first), (first, f"{second}.hypeman")):
-        assert "1 packets received" in vms.execute(here, "ping", "-c", "1", "-W", "5", there)
+        assert "1 packets received" in vms.execute(here, "ping", "-c", "1", "-W", "60", there)
     # what is not ours stays, and as it was
     assert vms.execute(first, "stat", "-c", "%a %u %g", "/etc/hosts") == "640 7 8\n"
     assert vms.execute(first, "cat", "/etc/hosts").endswith(f"{END}\n192.0.2.1 mine\n")
@@ -199,7 +199,7 @@ def test_a_guest_that_does_not_take_names_harms_nobody(vms: Vms) -> None:
         f"VM broken: {begin} /etc/hosts is not a file but a fifo",
         f"VM stuck: {begin} its agent took more than 15 s",
     ):
-        vms.host.wait_until(lambda words=words: words in said(vms), 40, words)  # type: ignore[misc]
+        vms.host.wait_until(lambda words=words: words in said(vms), words)  # type: ignore[misc]
     assert vms.state(broken) == vms.state(stuck) == "Running"
     vms.execute(stuck, "fsfreeze", "--unfreeze", "/frozen")
     vms.remove("stuck")

@@ -93,7 +93,7 @@ def reach_gateway(vms: Vms, name: str) -> None:
     shown = network(vms.host, place(vms, name)["name"])
     for key in ("ipv4", "ipv6"):
         if shown[key]:
-            vms.execute(name, "ping", "-c", "1", "-W", "5", shown[key].partition("/")[0])
+            vms.execute(name, "ping", "-c", "1", "-W", "60", shown[key].partition("/")[0])
 
 
 def refusal(host: TestHost, name: str) -> str:
@@ -200,7 +200,7 @@ def test_a_restart_of_daemon_or_network_service_disturbs_no_vm(calm: Vms, vms: V
     for unit in ("hypemand.service", "hypemand-network.service"):
         for way in (["systemctl", "restart", unit], ["systemctl", "kill", "--signal=KILL", unit]):
             vms.host.run(way)
-            vms.host.wait_until(lambda: ctl(vms.host, "network", "list", check=False).ok, 20)
+            vms.host.wait_until(lambda: ctl(vms.host, "network", "list", check=False).ok)
             reach_gateway(calm, CALM)
             assert find_taps(vms.host)[tap]["ifindex"] == index, way
             assert read_rules(vms.host).count(tap) == rules, way
@@ -221,12 +221,12 @@ def test_what_a_killed_daemon_was_about_to_start_is_cleared(calm: Vms, vms: Vms)
     host.shell("chmod +x /usr/sbin/mke2fs; rm -rf /var/lib/hypemand/templates/*")
     try:
         host.run(["systemd-run", "--unit=starting", "--collect", "hypemanctl", "start", "cut-off"])
-        host.wait_until(lambda: has_tap(vms, "cut-off"), 20, "its TAP device is there")
+        host.wait_until(lambda: has_tap(vms, "cut-off"), "its TAP device is there")
         assert vms.state("cut-off") == "Stopped"
         host.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "hypemand.service"])
     finally:
         host.shell("mv /usr/sbin/mke2fs.whole /usr/sbin/mke2fs; pkill -f 'sleep 60[0]' || true")
-    host.wait_until(lambda: traces_in_network(vms, "cut-off") == [], 20, "nothing is left")
+    host.wait_until(lambda: traces_in_network(vms, "cut-off") == [], "nothing is left")
     assert find_taps(host)[tap_of(calm, CALM)]["ifindex"] == index
     reach_gateway(calm, CALM)
     vms.start("cut-off")
@@ -240,12 +240,11 @@ def test_a_daemon_that_is_killed_at_any_time_leaves_no_device_without_a_vm(vms: 
     for moment in (0.0, 0.01, 0.02, 0.03, 0.05, 0.08):
         script = f"hypemanctl start {' '.join(names)} >/dev/null 2>&1 & sleep {moment}"
         host.shell(f"{script}; systemctl kill --signal=KILL --kill-whom=main hypemand.service; wait")
-        host.wait_until(lambda: ctl(host, "list", check=False).ok, 20, "the daemon is back")
+        host.wait_until(lambda: ctl(host, "list", check=False).ok, "the daemon is back")
         for name in names:
             is_there = vms.state(name) != "Stopped"
             host.wait_until(
                 lambda name=name, is_there=is_there: has_tap(vms, name) is is_there,  # type: ignore[misc]
-                10,
                 f"{name} has a device if it runs ({is_there}), killed after {moment} s",
             )
         ctl(host, "kill", *names, check=False)
@@ -281,7 +280,7 @@ def test_nothing_is_removed_while_systemd_cannot_be_asked(calm: Vms) -> None:
     finally:
         host.run(["systemctl", "unmask", "--runtime", *bus])
         host.run(["systemctl", "start", *bus])
-    host.wait_until(lambda: orphan not in find_taps(host), 60, "what nobody needs is removed")
+    host.wait_until(lambda: orphan not in find_taps(host), "what nobody needs is removed")
     calm.wait(CALM, "Running")
     assert find_taps(host)[tap]["ifindex"] == index
     reach_gateway(calm, CALM)
@@ -344,7 +343,7 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
     vms.define("rival", network={"publish": ["127.0.0.1:8931:80"]})
     host.run(["systemd-run", "--unit=hosts-own", "--collect", *server])
     try:
-        host.wait_until(lambda: ":8931" in host.run(["ss", "-Hltn"]).stdout, 20, "the host serves")
+        host.wait_until(lambda: ":8931" in host.run(["ss", "-Hltn"]).stdout, "the host serves")
         assert "8931" in refusal(host, "shop")
         assert traces_in_network(vms, "shop") == []
         assert place(vms, "shop")["ip"] is None, "nor has it an address of it"
@@ -354,10 +353,10 @@ def test_a_published_port_has_one_owner(vms: Vms) -> None:
     said = refusal(host, "rival")
     assert "VM rival publishes port 8931/tcp of this host, which is published by VM shop" in said
     assert traces_in_network(vms, "rival") == []
-    fetch = "import socket; s = socket.create_connection(('127.0.0.1', 8931), 10); print(s.recv(99).decode())"
+    fetch = "import socket; s = socket.create_connection(('127.0.0.1', 8931), 60); print(s.recv(99).decode())"
     # once it listens
     assert "served" in host.wait_until_succeeds(["/usr/bin/python3", "-c", fetch]).stdout
-    assert not host.run(server, check=False, timeout=10).ok, "no program of the host gets the port"
+    assert not host.run(server, check=False).ok, "no program of the host gets the port"
     vms.ctl("stop", "shop")
     vms.start("rival")
 
@@ -406,7 +405,7 @@ def test_a_network_that_somebody_takes_away_is_there_again(calm: Vms, harm: str)
     def told() -> list[str]:
         return [e["MESSAGE"] for e in host.journal("-u", NETWORK_UNITS[1], "-p", "warning", since=begun)]
 
-    host.wait_until(lambda: bool(told()), 10, "it is noticed")
+    host.wait_until(lambda: bool(told()), "it is noticed")
     assert told() == ["network default was removed by another program; restored"]
     reach_gateway(calm, CALM)
     assert network(host)["problem"] is None
@@ -420,7 +419,7 @@ def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
     )
     with host_config(host, networks={"swapped": {"bridge": "swap0", "ipv4": "10.99.4.1/24", "ipv6": "none"}}):
         vms.reload()
-        host.wait_until(lambda: network(host, "swapped")["problem"] is None, 10, "it is there")
+        host.wait_until(lambda: network(host, "swapped")["problem"] is None, "it is there")
         try:
             host.run(["sh", "-c", swap.format(NETWORK_UNITS[1], "swap0")])
             host.wait_until(
@@ -428,7 +427,6 @@ def test_a_network_that_cannot_be_there_again_has_a_problem(vms: Vms) -> None:
                     "swap0 exists and does not belong to hypemand"
                     in (network(host, "swapped")["problem"] or "")
                 ),
-                10,
                 "the state says so",
             )
         finally:
@@ -452,7 +450,7 @@ def test_without_the_network_service_vms_without_a_network_start(calm: Vms, vms:
         assert calm.state(CALM) == "Running", "what could not be started again is not stopped"
         calm.ctl("stop", CALM)
         assert calm.state(CALM) == "Stopped"
-    host.wait_until(lambda: traces_in_network(calm, CALM) == [], 30, "what was left goes when it is back")
+    host.wait_until(lambda: traces_in_network(calm, CALM) == [], "what was left goes when it is back")
     vms.start("wired")
     calm.start(CALM)
 
@@ -471,7 +469,7 @@ def test_a_network_service_that_hangs_holds_up_no_end(calm: Vms, vms: Vms) -> No
         assert calm.state(CALM) == "Stopped"
     finally:
         host.run(["kill", "-CONT", pid], check=False)
-    host.wait_until(lambda: traces_in_network(calm, CALM) == [], 30, "its device goes when it can")
+    host.wait_until(lambda: traces_in_network(calm, CALM) == [], "its device goes when it can")
     calm.start(CALM)
     reach_gateway(calm, CALM)
 
@@ -518,7 +516,7 @@ def test_a_network_changes_when_its_last_vm_has_gone(vms: Vms) -> None:
         assert any("network moves" in message for message in told)
         reach_gateway(vms, "stays-on")
         vms.restart_daemon()
-        host.wait_until(lambda: network(host, "moves")["pending"], 10, "known to the next daemon")
+        host.wait_until(lambda: network(host, "moves")["pending"], "known to the next daemon")
         assert network(host, "moves")["ipv4"] == "10.99.8.1/24"
         vms.start("comes-late")
         assert place(vms, "comes-late")["ip"].startswith("10.99.8.")

@@ -159,6 +159,6 @@ def test_a_rule_that_the_kernel_refuses(bare: Vms, wired: Wired) -> None:
         wired.a.run(["systemctl", "start", "hypemand-network.socket"])
         refuse(bare, "web", "nftables rejected a rule", "no other program owns")
     # the service may have made a table of its own by then
-    wired.a.wait_until(lambda: "flags owner" not in wired.a.run(["nft", "list", "ruleset"]).stdout, 10)
+    wired.a.wait_until(lambda: "flags owner" not in wired.a.run(["nft", "list", "ruleset"]).stdout)
     bare.start("web")
     assert Place(wired.a, "web").reaches(wired.b4) == "b"

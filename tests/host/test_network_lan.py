@@ -55,7 +55,7 @@ class Lan:
     def await_mac(self, address: str, mac: str) -> None:
         """It learns by itself behind which MAC address this is."""
         words = ["sh", "-c", f"ip -n lanpeer neigh show {address} | grep -q {mac}"]
-        self._host.wait_until_succeeds(words, 5)
+        self._host.wait_until_succeeds(words)
 
     def read_bridge(self) -> tuple[object, ...]:
         """What hypemand is to leave as it is."""
@@ -88,7 +88,7 @@ def test_a_vm_is_on_a_bridge_of_the_administrators_and_is_reached_at_once(vms: V
 
         lan.make_bridge()
         before = lan.read_bridge()
-        host.wait_until(lambda: not api_get(host, "/networks/lan")["problem"], 10, "it is there")
+        host.wait_until(lambda: not api_get(host, "/networks/lan")["problem"], "it is there")
         lan.mistake(ADDRESS, ADDRESS6)
         vms.start("web")
         mac = vms.show("web")["network"]["mac"]
@@ -96,12 +96,12 @@ def test_a_vm_is_on_a_bridge_of_the_administrators_and_is_reached_at_once(vms: V
             lan.await_mac(address, mac)
             assert lan.pings(address)
         for gateway in ("192.0.2.1", "2001:db8:7::1"):
-            vms.ctl("exec", "web", "--", "ping", "-c1", "-W5", gateway)
+            vms.ctl("exec", "web", "--", "ping", "-c1", "-W60", gateway)
 
         # whoever restarts the host's network makes the bridge anew
         host.run(["ip", "link", "del", "lanbr0"])
         lan.make_bridge()
-        host.wait_until(lambda: lan.pings(ADDRESS), 20, "the VM is on the new bridge")
+        host.wait_until(lambda: lan.pings(ADDRESS), "the VM is on the new bridge")
         vms.remove_all()
         assert lan.read_bridge() == before
 

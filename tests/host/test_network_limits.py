@@ -62,7 +62,7 @@ def test_a_vmm_that_is_killed_leaves_nothing(bare: Vms) -> None:
     assert read_network(bare.host) != before
     bare.host.run(["kill", "-KILL", bare.unit("limited", "MainPID")["MainPID"]])
     bare.wait("limited", "Stopped")
-    bare.host.wait_until(lambda: read_network(bare.host) == before, 10, "the network is as before")
+    bare.host.wait_until(lambda: read_network(bare.host) == before, "the network is as before")
 
 
 def test_a_vm_that_ends_while_the_daemon_is_away_leaves_nothing(bare: Vms) -> None:
@@ -72,7 +72,7 @@ def test_a_vm_that_ends_while_the_daemon_is_away_leaves_nothing(bare: Vms) -> No
     with bare.without_daemon():
         bare.host.run(["kill", "-KILL", bare.unit("limited", "MainPID")["MainPID"]])
         bare.wait_unit("limited", "failed")
-    bare.host.wait_until(lambda: read_network(bare.host) == before, 10, "the network is as before")
+    bare.host.wait_until(lambda: read_network(bare.host) == before, "the network is as before")
     assert bare.state("limited") == "Stopped"
 
 
@@ -92,7 +92,7 @@ def test_the_network_service_is_killed_and_nobody_is_cut_off(bare: Vms, wired: W
         kill_service(bare, "hypemand-network")
         assert talk.echo("after")
         assert read_network(bare.host) == during
-        bare.host.wait_until_succeeds(["systemctl", "is-active", "hypemand-network.service"], 20)
+        bare.host.wait_until_succeeds(["systemctl", "is-active", "hypemand-network.service"])
         bare.start("next")
         assert Place(wired.a, "next").reaches(wired.b4) == "b"
         bare.ctl("stop", "next")
@@ -128,5 +128,5 @@ def test_killed_at_any_moment_of_a_start_it_is_whole_or_gone(bare: Vms, wired: W
 def settle(vms: Vms) -> None:
     """Wait until both services are there again and no start is under way."""
     for service in ("hypemand.service", "hypemand-network.service"):
-        vms.host.wait_until_succeeds(["systemctl", "is-active", service], 20)
-    vms.host.wait_until(lambda: vms.state("limited") in ("Running", "Stopped"), 60, "the start is over")
+        vms.host.wait_until_succeeds(["systemctl", "is-active", service])
+    vms.host.wait_until(lambda: vms.state("limited") in ("Running", "Stopped"), "the start is over")

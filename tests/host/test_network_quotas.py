@@ -71,10 +71,10 @@ def test_a_guest_does_not_reach_the_clouds_secrets_but_where_the_network_says_so
     assert Place(wired.a).reaches(METADATA, OTHER) == "cloud"
     assert free.hears_nothing(METADATA, OTHER)
     with host_config(wired.a, networks={"default": {"link_local": True}}):
-        wired.a.wait_until(lambda: free.reaches(METADATA, OTHER) == "cloud", 20)
+        wired.a.wait_until(lambda: free.reaches(METADATA, OTHER) == "cloud")
         shown = json.loads(ctl(wired.a, "network", "inspect", "default").stdout)
         assert shown["link_local"] is True
-    wired.a.wait_until(lambda: free.hears_nothing(METADATA, OTHER), 20)
+    wired.a.wait_until(lambda: free.hears_nothing(METADATA, OTHER))
 
 
 def count_entries(wired: Wired, address: str) -> int:
@@ -107,12 +107,20 @@ def test_a_guest_that_opens_many_connections_a_second_is_held_to_its_limit_and_n
     most = AT_ONCE + A_SECOND * (time.monotonic() - began + 1)
     print(f"hasty {counts[0]}, free {counts[1]}, at most {most:.0f}")
     assert AT_ONCE + A_SECOND < counts[0] <= most
-    assert counts[1] > most
+
+    def opens_more() -> bool:
+        began = time.monotonic()
+        return open_flows(free) > AT_ONCE + A_SECOND * (time.monotonic() - began + 1)
+
+    # what it opens is as much as a busy machine lets it
+    assert counts[1] > most or wired.a.wait_until(
+        opens_more, "more than its share of the one without a limit"
+    )
     # both families are one VM's, and what was spent comes back
     began = time.monotonic()
     others = hasty.open_flows(wired.b6, CLOSED, 1)
     assert others <= A_SECOND * (time.monotonic() - began + 2)
-    wired.a.wait_until(lambda: hasty.reaches(wired.b4) == "b", 20)
+    wired.a.wait_until(lambda: hasty.reaches(wired.b4) == "b")
 
 
 def test_a_vm_whose_interface_is_tampered_with_is_ended_for_good(lab: Vms, wired: Wired) -> None:

@@ -88,7 +88,7 @@ def test_what_is_of_no_vm_is_removed_and_what_is_not_ours_is_left(bare: Vms) -> 
         def list_devices() -> set[str]:
             return set(bare.host.run(["ls", "/sys/class/net"]).stdout.split())
 
-        bare.host.wait_until(lambda: not list_devices() & {"hv64999", "hi64999"}, 10, "they are gone")
+        bare.host.wait_until(lambda: not list_devices() & {"hv64999", "hi64999"}, "they are gone")
         assert "hvmine" in list_devices()
         assert find_tap(bare, "web") == tap
     finally:

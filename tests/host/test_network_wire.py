@@ -30,7 +30,7 @@ def lab(wired: Wired) -> Iterator[Vms]:
 
 def reaches_again(wired: Wired, place: Place, address: str, port: int = PORT) -> bool:
     """As soon as neighbours have found each other."""
-    return wired.a.wait_until(lambda: place.ask(address, port, within=1000) is not None, DEADLINE)
+    return wired.a.wait_until(lambda: place.ask(address, port, within=1000) is not None, deadline=DEADLINE)
 
 
 def test_a_connection_outlives_a_cut_and_the_host_does_not_mind_it(lab: Vms, wired: Wired) -> None:

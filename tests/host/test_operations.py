@@ -77,7 +77,7 @@ def read_log(host: TestHost, starts: int, name: str = "web") -> list[str]:
         lines = ctl(host, "exec", name, "--", "cat", "/srv/log").stdout.splitlines()
         return lines if len(lines) >= starts else None
 
-    return host.wait_until(look, 30)
+    return host.wait_until(look)
 
 
 def show(host: TestHost, name: str = "web") -> dict[str, Any]:
@@ -194,16 +194,16 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
     ):
         web.shell(f"({command}) >>/root/told 2>&1 </dev/null &")
     staged = web.wait_until(
-        lambda: [line for line in web.run(folders).stdout.splitlines() if line not in before], 60
+        lambda: [line for line in web.run(folders).stdout.splitlines() if line not in before]
     )
     assert staged
     # a boot's notes are written at most once a second: the next daemon knows what is in them
     notes = "/var/lib/hypemand/vms/web/boot.json"
-    web.wait_until(lambda: '"running"' in web.run(["cat", notes]).stdout, 30)
+    web.wait_until(lambda: '"running"' in web.run(["cat", notes]).stdout)
     web.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "hypemand"])
     web.shell("pkill -f '[s]leep 301'; rm /root/slow")
-    assert web.wait_until(lambda: web.run(["cat", "/root/status"], check=False).stdout, 60) != "0\n"
-    web.wait_until(lambda: sorted(web.run(folders).stdout.splitlines()) == before, 60)
+    assert web.wait_until(lambda: web.run(["cat", "/root/status"], check=False).stdout) != "0\n"
+    web.wait_until(lambda: sorted(web.run(folders).stdout.splitlines()) == before)
     assert ctl(web, "list", "-q").stdout.split() == ["web"]
     ctl(web, "vm", "import", "--name", "web3", "--volume", "data=data3", "/var/backups/web.vm")
     ctl(web, "rm", "web3")
@@ -213,7 +213,7 @@ def test_a_daemon_that_dies_in_an_import_leaves_nothing_of_it(web: TestHost) -> 
 def test_a_failure_is_reported(web: TestHost) -> None:
     follow_all(web, "Notification on failure")
     journal = ["journalctl", "--no-pager", "-o", "cat", "-t", "vm-failed"]
-    told = web.wait_until(lambda: "no input" in web.run(journal, check=False).stdout, 120)
+    told = web.wait_until(lambda: "no input" in web.run(journal, check=False).stdout)
     assert told
     report = web.run(journal).stdout
     assert "exited with code 3" in report, report

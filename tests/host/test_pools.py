@@ -68,7 +68,7 @@ def test_a_volume_has_its_vm_on_one_host_and_the_next_one_when_that_host_has_die
         ctl(a, "volume", "create", "--size=64M", "san/log")
         on_a.define("counter", COUNTS, volumes=[LOG], restart="always", unit={"RestartSec": 0})
         on_a.start("counter")
-        a.wait_until(lambda: len(list_numbers(on_a, "kept")) > 3, 30)
+        a.wait_until(lambda: len(list_numbers(on_a, "kept")) > 3)
         assert ctl(b, "volume", "list", "-q").stdout == "san/log\n"
         refuse_on(b, on_b, f"VM counter on host {find_name(a)} ")
         ctl(a, "volume", "create", "--size=64M", "san/own")
@@ -87,7 +87,7 @@ def test_a_volume_has_its_vm_on_one_host_and_the_next_one_when_that_host_has_die
         assert int(on_b.execute("reader", "tail", "-n", "1", "/srv/log")) >= kept
         on_b.ctl("stop", "reader")
         on_b.start("counter")
-        b.wait_until(lambda: len(list_numbers(on_b, "kept")) > 3, 30)
+        b.wait_until(lambda: len(list_numbers(on_b, "kept")) > 3)
         assert list_numbers(on_b, "found")[0] >= kept
         on_b.start("mover")
         assert on_b.execute("mover", "cat", "/etc/kept") == "mine\n"
@@ -120,7 +120,7 @@ def restart_by_systemd_alone(host: TestHost, vms: Vms) -> None:
     kept = list_numbers(vms, "kept")[-1]
     host.run(["systemctl", "stop", "hypemand.socket", "hypemand.service"])
     host.run(["systemctl", "kill", "--kill-who=main", "--signal=KILL", "hypeman-vm-counter.service"])
-    host.wait_until(lambda: len(list_numbers(vms, "found")) > began, 60)
+    host.wait_until(lambda: len(list_numbers(vms, "found")) > began)
     assert list_numbers(vms, "found")[-1] >= kept
     host.run(["systemctl", "start", "hypemand.socket", "hypemand.service"])
 
@@ -160,7 +160,7 @@ def test_a_vm_keeps_its_data_on_a_block_device_of_which_it_is_the_only_writer(
         vms.define("other", volumes=[device])
         vms.define("alias", volumes=[{**device, "device": "lun/scsi-2"}])
         vms.start("counter")
-        host.wait_until(lambda: len(list_numbers(vms, "kept")) > 3, 60)
+        host.wait_until(lambda: len(list_numbers(vms, "kept")) > 3)
         refused = ctl(host, "start", "other", check=False)
         assert "VM counter writes to the device lun/scsi-1, so no other VM can use it" in refused.stderr
         assert not ctl(host, "start", "--wait", "alias", check=False).ok
@@ -174,4 +174,4 @@ def test_a_vm_keeps_its_data_on_a_block_device_of_which_it_is_the_only_writer(
         assert "/dev/lun/scsi-1 is mounted on this host, on /mnt; " in refused.stderr.replace("\n", "; ")
         host.run(["umount", "/mnt"])
         vms.start("counter")
-        host.wait_until(lambda: list_numbers(vms, "found")[-1] >= kept, 60)
+        host.wait_until(lambda: list_numbers(vms, "found")[-1] >= kept)

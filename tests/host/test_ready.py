@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from tests.host.vms import BOOT_DEADLINE, Vms
+from tests.host.vms import BOOT_DEADLINE, KNOCKED, Vms
 
 pytestmark = pytest.mark.one_release
 
-SERVES_LATE = "sleep 2; echo listening; exec nc -ll -p 5432 -e hostname"
-HTTP_LATE = "mkdir /www; httpd -p 8080 -h /www; sleep 1; echo ok >/www/health; exec sleep infinity"
+SERVES_LATE = f"{KNOCKED}; echo listening; exec nc -ll -p 5432 -e hostname"
+HTTP_LATE = f"mkdir /www; httpd -p 8080 -h /www; {KNOCKED}; echo ok >/www/health; exec sleep infinity"
 MARK_LATE = "sleep 1; touch /tmp/mark; exec sleep infinity"
 LOG_LATE = "echo starting; sleep 1; echo up on port 80; echo after; exec sleep infinity"
 ADDRESS = "10.83.112.77"
@@ -23,7 +23,7 @@ Requires=hypeman@server.service
 After=hypeman@server.service
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 -c "import socket; s = socket.create_connection(('10.83.112.77', 5432), 5); \\
+ExecStart=/usr/bin/python3 -c "import socket; s = socket.create_connection(('10.83.112.77', 5432), 60); \\
     print('got', s.recv(100).decode(), flush=True)"
 """
 
@@ -31,9 +31,7 @@ ExecStart=/usr/bin/python3 -c "import socket; s = socket.create_connection(('10.
 def waits_for(vms: Vms, name: str, words: str) -> None:
     """Wait until systemd knows what it waits for."""
     wanted = f"Initializing: program started, waiting for {words}"
-    vms.host.wait_until(
-        lambda: vms.unit(name, "StatusText")["StatusText"] == wanted, BOOT_DEADLINE, f"{name}: {wanted}"
-    )
+    vms.host.wait_until(lambda: vms.unit(name, "StatusText")["StatusText"] == wanted, f"{name}: {wanted}")
 
 
 def markers(vms: Vms, name: str) -> list[str]:
@@ -52,6 +50,7 @@ def test_a_unit_that_is_ordered_after_a_vm_connects_at_its_first_attempt(vms: Vm
             waits_for(vms, "server", "tcp 5432 (nothing listens on port 5432)")
             assert vms.state("server") == "Initializing"
             assert vms.unit("server", "ActiveState")["ActiveState"] == "activating"
+            vms.knock(ADDRESS)
             assert client.wait(BOOT_DEADLINE) == 0
         assert vms.state("server") == "Running"
         found = markers(vms, "server")
@@ -65,16 +64,20 @@ def test_a_unit_that_is_ordered_after_a_vm_connects_at_its_first_attempt(vms: Vm
 
 
 def test_each_check_is_waited_for_and_a_boot_that_is_too_late_names_it(vms: Vms) -> None:
-    vms.write("http", HTTP_LATE, ready={"http": {"port": 8080, "path": "/health", "status": 200}})
+    check = {"http": {"port": 8080, "path": "/health", "status": 200}}
+    vms.write("http", HTTP_LATE, ready=check, network={"name": "default", "address": ADDRESS})
     vms.write("mark", MARK_LATE, ready={"exec": ["test", "-e", "/tmp/mark"], "interval": "100ms"})
     vms.write("log", LOG_LATE, ready="log:^up on port \\d+$")
     vms.write("never", "exec sleep infinity", ready="tcp:9", boot_timeout="25s", stop_timeout="1s")
     vms.write("ends", "sleep 1; exit 3", ready="tcp:9")
     vms.reload()
-    vms.start("http", "mark", "log")
+    vms.ctl("start", "http")
+    vms.host.wait_until(lambda: any('reason="http: status 404"' in line for line in vms.console("http")))
+    vms.knock(ADDRESS)
+    vms.start("mark", "log")
+    vms.wait("http", "Running")
     assert {vms.state(name) for name in ("http", "mark", "log")} == {"Running"}
     vms.ctl("start", "never", "ends")
-    assert any('reason="http: status 404"' in line for line in vms.console("http"))
     found = markers(vms, "log")
     assert found.index("up") < found.index("HYPEMAN-READY")
     assert vms.ctl("logs", "log").stdout.splitlines() == ["starting", "up on port 80", "after"]
@@ -87,11 +90,16 @@ def test_each_check_is_waited_for_and_a_boot_that_is_too_late_names_it(vms: Vms)
 
 
 def test_a_check_that_succeeds_while_the_daemon_is_away_is_found(vms: Vms) -> None:
-    vms.define("away", "sleep 5; touch /tmp/mark; exec sleep infinity", ready="exec:test -e /tmp/mark")
+    late, network = (
+        f"{KNOCKED}; touch /tmp/mark; exec sleep infinity",
+        {"name": "default", "address": ADDRESS},
+    )
+    vms.define("away", late, ready="exec:test -e /tmp/mark", network=network)
     vms.ctl("start", "away")
     waits_for(vms, "away", "exec test -e /tmp/mark (exec: exited with code 1)")
     with vms.without_daemon():
-        vms.host.wait_until(lambda: "HYPEMAN-READY" in markers(vms, "away"), BOOT_DEADLINE)
+        vms.knock(ADDRESS)
+        vms.host.wait_until(lambda: "HYPEMAN-READY" in markers(vms, "away"))
         assert vms.unit("away", "ActiveState")["ActiveState"] == "activating"
     vms.wait("away", "Running")
 

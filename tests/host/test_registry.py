@@ -147,7 +147,7 @@ def test_a_bearer_token_opens_a_registry_for_one_pull(host: TestHost) -> None:
     host.run(["systemd-run", "-q", "--unit=registry-bearer", "python3", *stub])
     socket = str(host.root / "run/hypemand/api.sock")
     try:
-        host.wait_until(lambda: host.run(["ss", "-Hltn", "sport = 5004"]).stdout != "", 20)
+        host.wait_until(lambda: host.run(["ss", "-Hltn", "sport = 5004"]).stdout != "")
         transport = httpx.HTTPTransport(uds=socket)
         with httpx.Client(transport=transport, base_url="http://hypemand") as client:
             for given, status in (
@@ -309,15 +309,15 @@ def test_a_registry_that_drips_holds_no_place_that_another_image_waits_for(host:
         return bool(image["status"] == "pulling" and image["progress"]["bytes"])
 
     with host.popen(["hypemanctl", "image", "pull", drips[0]]) as waiting:
-        host.wait_until(partial(is_dripping, drips[0]), 60)
+        host.wait_until(partial(is_dripping, drips[0]))
         for name in drips[1:]:
             host.shell(f"hypemanctl image pull {name} >/dev/null 2>&1 &")
         for name in drips[1:]:
-            host.wait_until(partial(is_dripping, name), 60)
+            host.wait_until(partial(is_dripping, name))
         # there is no place for it, until one of them has to go
         good = pull(host, f"{STUB}/good/app:v1")
         assert good.stdout.startswith(f"{STUB}/good/app:v1 sha256:")
-        _, said = waiting.communicate(timeout=60)
+        _, said = waiting.communicate(timeout=180)
         assert waiting.returncode == 1
     told = f"{drips[0]}: the registry has sent [0-9]+ bytes in 90 s, and other pulls are waiting\n"
     assert re.search(told, said.decode()), said
@@ -343,7 +343,7 @@ def test_a_start_says_that_it_waits_for_its_image_and_a_stop_ends_that(host: Tes
     host.run(["systemctl", "start", "--no-block", "hypeman@waits"])
     words = f"pulling {STUB}/hang/app:v1"
     status = "StatusText"
-    host.wait_until(lambda: words in vms.properties("hypeman@waits", status)[status], 20, "systemd is told")
+    host.wait_until(lambda: words in vms.properties("hypeman@waits", status)[status], "systemd is told")
     assert words in vms.ctl("status", "waits", check=False).stdout
 
     def look() -> dict[str, int] | None:
@@ -351,7 +351,7 @@ def test_a_start_says_that_it_waits_for_its_image_and_a_stop_ends_that(host: Tes
         progress: dict[str, int] = image["progress"]
         return progress if image["status"] == "pulling" and progress["bytes"] else None
 
-    progress = host.wait_until(look, 20, "something has come")
+    progress = host.wait_until(look, "something has come")
     assert (progress["layers"], progress["total_layers"]) == (0, 1)
     assert progress["bytes"] < progress["total_bytes"]
     host.run(["systemctl", "stop", "hypeman@waits"])
@@ -362,7 +362,7 @@ def test_a_start_says_that_it_waits_for_its_image_and_a_stop_ends_that(host: Tes
 def test_a_pull_is_told_step_by_step_in_events(host: TestHost) -> None:
     name = f"{TLS}/app:v1"
     transport = httpx.HTTPTransport(uds=str(host.root / "run/hypemand/api.sock"))
-    with httpx.Client(transport=transport, base_url="http://hypemand", timeout=60) as client:
+    with httpx.Client(transport=transport, base_url="http://hypemand", timeout=180) as client:
         assert client.post("/images", json={"name": name}).status_code == 202
         with client.stream("GET", f"/images/{quote(name, safe='')}/watch") as answer:
             told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
@@ -379,14 +379,14 @@ def test_a_pull_is_told_step_by_step_in_events(host: TestHost) -> None:
 def test_a_daemon_that_is_killed_leaves_nothing_of_a_pull(host: TestHost) -> None:
     host.shell(f"hypemanctl image pull {STUB}/hang/app:v1 >/dev/null 2>&1 &")
     unit = "systemctl list-units --plain -q 'hypeman-image-*'"
-    host.wait_until(lambda: left(host) and host.shell(unit).stdout, 20, "a pull is on")
+    host.wait_until(lambda: left(host) and host.shell(unit).stdout, "a pull is on")
     host.run(["systemctl", "kill", "--signal=KILL", "hypemand.service"])
-    host.wait_until(lambda: not left(host), 20, "nothing is left")
+    host.wait_until(lambda: not left(host), "nothing is left")
 
 
 def test_an_orderly_stop_of_the_daemon_ends_a_pull(host: TestHost) -> None:
     host.shell(f"hypemanctl image pull {STUB}/hang/app:v1 >/dev/null 2>&1 &")
-    host.wait_until(lambda: left(host), 20, "a pull is on")
+    host.wait_until(lambda: left(host), "a pull is on")
     host.run(["systemctl", "restart", "hypemand.service"])
     assert left(host) == []
 
@@ -395,7 +395,7 @@ def test_paths_of_the_host_are_images_too(host: TestHost, vms: Vms) -> None:
     for source in (f"oci:{HERE}/oci:v1", f"docker-archive:{HERE}/docker.tar", f"dir:{HERE}/root"):
         name = vms.define("local", "cat /etc/version", image=source)
         vms.ctl("start", "--wait", name)
-        host.wait_until(lambda: "one" in vms.console("local"), 20, source)
+        host.wait_until(lambda: "one" in vms.console("local"), source)
         vms.remove(name)
     assert len(ctl(host, "image", "list", "-q").stdout.splitlines()) == 4
 

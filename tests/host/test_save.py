@@ -78,7 +78,7 @@ def test_a_vm_is_saved_goes_on_and_is_ended_by_the_driver(host: TestHost, vms: V
     assert host.run(["head", "--bytes=4", f"{FOLDER}/state"]).stdout == "QEVM"
     host.run(["rm", "-r", FOLDER])
     # the guest has noticed nothing
-    host.wait_until(lambda: vms.state(name) == "Running", 30, "it is seen again")
+    host.wait_until(lambda: vms.state(name) == "Running", "it is seen again")
     assert vms.execute(name, "cat", "/tmp/mark").strip() == "kept"
     with vms.without_daemon():
         drive()

@@ -167,7 +167,7 @@ def test_a_machined_that_was_away_when_a_run_ended_does_not_stop_the_next_one(vm
     vms.host.wait_until_succeeds(["machinectl", "show", name])
     vms.host.run(["systemctl", "kill", "--signal=KILL", "systemd-machined.service"])
     vms.host.wait_until(
-        lambda: vms.properties("systemd-machined.service", "ActiveState")["ActiveState"] == "failed", 20
+        lambda: vms.properties("systemd-machined.service", "ActiveState")["ActiveState"] == "failed"
     )
     vms.ctl("restart", "--wait", name)
     run = vms.unit(name, "InvocationID", "ActiveState")
@@ -186,7 +186,7 @@ def test_machinectl_poweroff_is_an_orderly_end(vms: Vms) -> None:
     assert (shown["exit_code"], shown["exit_message"][:18]) == (0, "stopped on request")
     assert vms.console(name).count("last words") == 1
     assert vms.unit(name, "ActiveState")["ActiveState"] == "inactive"
-    vms.host.wait_until(lambda: not vms.host.run(["machinectl", "show", name], check=False).ok, 10)
+    vms.host.wait_until(lambda: not vms.host.run(["machinectl", "show", name], check=False).ok)
 
 
 def test_the_handle_starts_restarts_and_stops_the_vm(vms: Vms) -> None:
@@ -218,7 +218,7 @@ def test_whoever_starts_a_vm_its_handle_is_active_and_stops_it(vms: Vms, by: str
     if by == "hypemanctl":
         vms.start(name)
     vms.wait(name, "Running")
-    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    host.wait_until(lambda: vms.is_active(handle), "its handle is active")
     host.run(["systemctl", "stop", handle])
     assert vms.state(name) == "Stopped"
     assert vms.properties(handle, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
@@ -236,11 +236,11 @@ def test_the_handle_of_a_vm_that_boots_stops_it(vms: Vms) -> None:
 def test_the_handle_ends_with_the_vm_without_a_daemon(vms: Vms) -> None:
     name, host = vms.run("held-alone"), vms.host
     handle = f"hypeman@{name}"
-    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    host.wait_until(lambda: vms.is_active(handle), "its handle is active")
     pid = vms.show(name)["main_pid"]
     with vms.without_daemon():
         host.run(["kill", "-KILL", str(pid)])
-        host.wait_until(lambda: not vms.is_active(handle), 30, "its handle has ended")
+        host.wait_until(lambda: not vms.is_active(handle), "its handle has ended")
     assert vms.state(name) == "Stopped"
     host.run(["systemctl", "reset-failed", handle])
 
@@ -248,11 +248,11 @@ def test_the_handle_ends_with_the_vm_without_a_daemon(vms: Vms) -> None:
 def test_the_handle_stays_while_systemd_starts_the_vm_again(vms: Vms) -> None:
     name, host = vms.run("held-again", restart="on-failure", unit={"RestartSec": "1s"}), vms.host
     handle = f"hypeman@{name}"
-    host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    host.wait_until(lambda: vms.is_active(handle), "its handle is active")
     held = vms.properties(handle, "InvocationID")
     with vms.without_daemon():
         host.run(["kill", "-KILL", vms.unit(name, "MainPID")["MainPID"]])
-        host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "1", 60, "it is started again")
+        host.wait_until(lambda: vms.unit(name, "NRestarts")["NRestarts"] == "1", "it is started again")
         assert vms.is_active(handle)
     vms.wait(name, "Running")
     assert vms.properties(handle, "InvocationID") == held
@@ -290,7 +290,7 @@ def test_needrestart_restarts_no_vm(vms: Vms) -> None:
 def test_an_isolated_target_leaves_vms_running(vms: Vms) -> None:
     name = vms.run("not-isolated")
     handle, run = f"hypeman@{name}", vms.unit(name, "InvocationID")
-    vms.host.wait_until(lambda: vms.is_active(handle), 30, "its handle is active")
+    vms.host.wait_until(lambda: vms.is_active(handle), "its handle is active")
     vms.host.run(["systemctl", "isolate", "multi-user.target"])
     assert vms.state(name) == "Running"
     assert (vms.unit(name, "InvocationID"), vms.is_active(handle)) == (run, True)
@@ -309,7 +309,6 @@ def test_the_handle_ends_with_the_vm_and_fails_with_it(vms: Vms) -> None:
             lambda name=name, active=active: (  # type: ignore[misc]
                 vms.properties(f"hypeman@{name}", "ActiveState")["ActiveState"] == active
             ),
-            30,
             f"the handle of {name} is {active}",
         )
         assert vms.state(name) == "Stopped"
@@ -320,7 +319,7 @@ def test_a_start_of_the_handle_when_the_vm_has_just_ended_starts_it_again(vms: V
     """To systemd the handle is active until it has learned of that end."""
     name = vms.run("at-once")
     handle = f"hypeman@{name}.service"
-    vms.host.wait_until(lambda: vms.is_active(handle), 30, "the handle")
+    vms.host.wait_until(lambda: vms.is_active(handle), "the handle")
     vms.host.run(["systemctl", "kill", "--signal=STOP", "--kill-who=main", handle])
     try:
         vms.host.run(["systemctl", "stop", f"hypeman-vm-{name}"])
@@ -330,7 +329,7 @@ def test_a_start_of_the_handle_when_the_vm_has_just_ended_starts_it_again(vms: V
         vms.host.run(["systemctl", "kill", "--signal=CONT", "--kill-who=main", handle])
     vms.wait_console(name, "up", times=2)
     vms.wait(name, "Running")
-    vms.host.wait_until(lambda: vms.is_active(handle), 30, "the handle")
+    vms.host.wait_until(lambda: vms.is_active(handle), "the handle")
 
 
 def test_the_handle_fails_when_the_vm_does_not_start(vms: Vms) -> None:

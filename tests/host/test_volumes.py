@@ -130,7 +130,7 @@ def test_what_was_kept_is_there_after_the_vmm_was_killed_at_any_time(host: TestH
     for moment in (0.0, 0.05, 0.15, 0.4):
         vms.start("counter")
         lines = len(vms.console("counter"))
-        host.wait_until(lambda lines=lines: len(vms.console("counter")) > lines + 4, 20)  # type: ignore[misc]
+        host.wait_until(lambda lines=lines: len(vms.console("counter")) > lines + 4)  # type: ignore[misc]
         time.sleep(moment)  # the moment of the kill is what varies
         vms.ctl("kill", "counter")
         told = [int(line.split()[1]) for line in vms.console("counter") if line.startswith("kept ")]
@@ -176,7 +176,6 @@ def test_a_disk_that_does_not_persist_is_fresh_at_every_start(host: TestHost, vm
             lambda before=before: (  # type: ignore[misc]
                 (shown := vms.show("fresh"))["state"] == "Running" and shown["invocation_id"] != before
             ),
-            30,
         )
         assert not ctl(host, "exec", "fresh", "--", "test", "-e", "/mark", check=False).ok
 
@@ -189,7 +188,7 @@ def test_removed_files_come_back_to_the_host_and_disks_grow(host: TestHost, vms:
     vms.execute("filler", "sh", "-c", "dd if=/dev/zero of=/srv/big bs=1M count=64 && sync")
     assert inspect(host, "data")["used_bytes"] - before > 60 * 2**20
     vms.execute("filler", "sh", "-c", "rm /srv/big; sync")
-    host.wait_until(lambda: inspect(host, "data")["used_bytes"] - before < 8 * 2**20, 15, "it is back")
+    host.wait_until(lambda: inspect(host, "data")["used_bytes"] - before < 8 * 2**20, "it is back")
     vms.ctl("stop", "filler")
     ctl(host, "volume", "resize", "data", "512M")
     smaller = ctl(host, "volume", "resize", "data", "128M", check=False)
@@ -236,9 +235,9 @@ def test_an_archive_goes_in_and_comes_out_again(host: TestHost, vms: Vms) -> Non
         (member("./d/link", tarfile.SYMTYPE, "owned"), b""),
     )
     with archive(host, *members) as path:
-        ctl(host, "volume", "import", "--size=64M", "--tag=from=tar", "filled", path, timeout=90)
+        ctl(host, "volume", "import", "--size=64M", "--tag=from=tar", "filled", path)
         assert inspect(host, "filled")["tags"] == {"from": "tar"}
-        ctl(host, "volume", "export", "filled", "/srv/out.tar", timeout=90)
+        ctl(host, "volume", "export", "filled", "/srv/out.tar")
         with tarfile.open(fileobj=io.BytesIO(host.pull("/srv/out.tar"))) as tar:
             found = {info.name.lstrip("./"): info for info in tar if "lost+found" not in info.name}
             owned = found["d/owned"]
@@ -266,7 +265,7 @@ def test_an_archive_that_cannot_be_taken_leaves_nothing(
     host: TestHost, members: tuple[tuple[tarfile.TarInfo, bytes], ...], words: str
 ) -> None:
     with archive(host, *members) as path:
-        refused = ctl(host, "volume", "import", "--size=16M", "bad", path, check=False, timeout=90)
+        refused = ctl(host, "volume", "import", "--size=16M", "bad", path, check=False)
     assert not refused.ok
     assert words in refused.stderr, refused.describe()
     assert "internal error of hypemand" not in refused.stderr
@@ -277,10 +276,10 @@ def test_an_import_that_the_daemon_does_not_survive_leaves_nothing(host: TestHos
     script = "(tar -c -C / etc/hypemand; sleep 60) | hypemanctl volume import --size=64M half -"
     host.run(["systemd-run", "--unit=importing", "--collect", "sh", "-c", script])
     try:
-        host.wait_until(lambda: "volume-" in ctl(host, "list", "-q").stdout, 20, "the helper is there")
+        host.wait_until(lambda: "volume-" in ctl(host, "list", "-q").stdout, "the helper is there")
         host.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "hypemand.service"])
-        host.wait_until(lambda: ctl(host, "list", "-q", check=False).ok, 20, "the daemon is back")
-        host.wait_until(lambda: ctl(host, "volume", "list", "-q").stdout == "", 20, "nothing is left")
+        host.wait_until(lambda: ctl(host, "list", "-q", check=False).ok, "the daemon is back")
+        host.wait_until(lambda: ctl(host, "volume", "list", "-q").stdout == "", "nothing is left")
         warnings = host.journal("--unit=hypemand", "--priority=err")
         assert not any("cannot remove the volume" in e["MESSAGE"] for e in warnings)
     finally:

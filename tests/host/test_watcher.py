@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from tests.host.vms import END_DEADLINE, STAYS, Vms
+from tests.host.vms import STAYS, Vms
 
 TALKS = "echo up; while :; do echo tick; sleep 0.2; done"
 IDLE_SECONDS = 35
@@ -140,4 +140,4 @@ def test_a_boot_is_followed_after_long_idleness_and_rotation(vms: Vms) -> None:
     name = vms.run("after-rotation")
     assert vms.states(name) == ["Stopped", "Initializing", "Running"]
     vms.host.run(["systemctl", "kill", "--signal=KILL", f"hypeman-vm-{name}"])
-    vms.host.wait_until(lambda: vms.states(name)[-1] == "Stopped", END_DEADLINE)
+    vms.host.wait_until(lambda: vms.states(name)[-1] == "Stopped")

@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,6 +35,17 @@ SMALL: Mapping[str, Any] = {
 STAYS = "echo up; exec sleep infinity"
 HAS_LAST_WORDS = "trap 'echo last words; exit 0' TERM; echo up; sleep infinity & wait"
 IS_DEAF = "trap '' TERM; echo up; while :; do sleep 1; done"
+
+# In such a program: wait for `Vms.knock`.
+KNOCK_PORT = 7
+KNOCKED = f"nc -l -p {KNOCK_PORT} -e true"
+# argv: a unit that is being started
+EXTEND = """
+import subprocess, sys
+from hypemand.systemd.notify import notify_for
+pid = subprocess.check_output(["systemctl", "show", "--value", "--property=MainPID", sys.argv[1]])
+notify_for(int(pid), "EXTEND_TIMEOUT_USEC=10000000")
+"""
 
 # of what is waited for by an event: a busy machine may need ten times what a calm one does
 BOOT_DEADLINE = 180.0
@@ -108,7 +119,7 @@ class Vms:
         """The daemon's, asked from outside. What an administrator types is what tests do with `ctl`."""
         return Client(str(self.host.root / "run/hypemand/api.sock"))
 
-    def ctl(self, *arguments: str, check: bool = True, timeout: float = 120) -> Result:
+    def ctl(self, *arguments: str, check: bool = True, timeout: float = END_DEADLINE) -> Result:
         """Run hypemanctl."""
         return run_hypemanctl(self.host, arguments, check=check, timeout=timeout)
 
@@ -210,7 +221,9 @@ class Vms:
     def wait_unit(self, name: str, active: str, deadline: float = END_DEADLINE) -> None:
         """Wait until systemd calls its unit `active`, with no daemon asked."""
         self.host.wait_until(
-            lambda: self.unit(name, "ActiveState")["ActiveState"] == active, deadline, f"{name} is {active}"
+            lambda: self.unit(name, "ActiveState")["ActiveState"] == active,
+            f"{name} is {active}",
+            deadline=deadline,
         )
 
     def changes(self, name: str) -> list[Change]:
@@ -249,6 +262,12 @@ class Vms:
             f"{name} has not written {line!r} {times} times in {deadline:g} s; at last: {seen[-5:]}"
         )
 
+    def knock(self, address: str, port: int = KNOCK_PORT) -> None:
+        """Connect to a port of a guest as soon as anything listens there. A guest can wait for that, with no
+        daemon (`KNOCKED`)."""
+        script = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 60).close()"
+        self.host.wait_until_succeeds(["/usr/bin/python3", "-c", script, address, str(port)])
+
     def execute(self, name: str, *command: str) -> str:
         """What a command prints in the guest."""
         return self.ctl("exec", name, "--", *command).stdout
@@ -286,9 +305,9 @@ class Vms:
             return not left
 
         try:
-            self.host.wait_until(look, 10)
+            self.host.wait_until(look)
         except AssertionError:
-            raise AssertionError(f"after 10 s of {name} there is still: {left}") from None
+            raise AssertionError(f"of {name} there is still: {left}") from None
 
     def remove_all(self) -> None:
         """Remove what is there, however the test has left it: no guest has anything to end in order."""
@@ -300,6 +319,19 @@ class Vms:
         for name in mine:
             self._wait_gone(name, known[name])
         self._names.clear()
+
+
+def hold_deadline(host: TestHost, name: str, condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition` is true of a VM that boots. Meanwhile its deadline is extended, as by the daemon
+    for a guest that stands still: how far it has come when it is given up depends on no machine's speed."""
+
+    def look() -> object:
+        if found := condition():
+            return found
+        host.run(["/usr/bin/python3", "-c", EXTEND, f"hypeman-vm-{name}.service"], check=False)
+        return None
+
+    host.wait_until(look, what)
 
 
 @contextmanager
