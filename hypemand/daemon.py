@@ -50,7 +50,6 @@ from hypemand.manager.uids import USERDB
 from hypemand.manager.volumes import ApiVolumes
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.metrics import ApiCounts
-from hypemand.model.state import State
 from hypemand.network.client import NetworkClient
 from hypemand.service import Service, make_parser, run_service, set_up_logging
 from hypemand.sockets import open_socket, take_socket
@@ -153,6 +152,7 @@ class Daemon:
             await self._serve(stack)
             cleaning = self._tasks.start("clean-up", self._clean_up(beginning))
             stack.callback(cleaning.cancel)
+            stack.callback(self._reloader.prepare_close)
             await self._service.serve()
 
     async def _begin(self) -> None:
@@ -167,7 +167,8 @@ class Daemon:
         with logged("what there was before"):
             await self._recovery.recover()
         with logged("the files that define VMs"):
-            await self._autostart()
+            await self._reloader.begin()
+            self._update_status()
         self._manager.expiry.begin()
         self._schedules.begin()
         self._hold.reason = ""
@@ -283,22 +284,6 @@ class Daemon:
         self._update_status()
         return replace(report, problems=(*report.problems, *await self._listen()))
 
-    async def _autostart(self) -> None:
-        """Read the definitions. What is marked autostart is started once after the host has booted, not
-        again when only the daemon is restarted."""
-        marker = self._config.runtime_dir / "autostarted"
-        at_boot = not _is_there(marker)
-        report = await self._reloader.reload(sync_networks=False, at_boot=at_boot)
-        self._update_status()
-        if not at_boot:
-            return
-        with logged("cannot record that VMs were started at boot"):
-            marker.touch()
-        for vm in self._parts.fleet:
-            wanted = vm.record.definition.autostart and not vm.removed and vm.name not in report.defined
-            if wanted and vm.state in (State.STOPPED, State.STANDBY):
-                self._reloader.autostart(vm, at_boot=True)
-
     def _update_status(self) -> None:
         counts = Counter(vm.state for vm in self._parts.fleet)
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none defined"
@@ -313,10 +298,6 @@ class Daemon:
         self._parts.disk_watch.look_soon()
         self._parts.clocks.look()
         self._manager.restorables.look_soon()
-
-
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
 
 
 def main() -> int:

@@ -15,40 +15,46 @@ from hypemand.config.definition import Definition
 from hypemand.config.host import HostConfig, load_host_config
 from hypemand.config.vmfile import VmDir, load_vm_dir
 from hypemand.errors import HypemandError, InvalidDefinition, Problem
+from hypemand.manager.autostart import Autostarts, ReachOnline, reach_online
 from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
 from hypemand.model.answers.host import ReloadReport
-from hypemand.model.events import StartKind
-from hypemand.model.state import FromStandby, Origin
-from hypemand.run import run_async
+from hypemand.model.state import Origin
 from hypemand.systemd.log import MessageId
 from hypemand.tasks import Tasks
-from hypemand.vm.networkmember import NetworkMember
 from hypemand.vm.vm import Vm
 from hypemand.workers import Pool, run_in
 
-_log = logging.getLogger(__name__)
 # what takes longer goes on by itself
 _NETWORKS_DEADLINE = 10.0
-# the programs that systemd has wait for a network give up by themselves, most after 120 s
-_ONLINE_DEADLINE = 180.0
 
 
 class Reloader:
     """Reads the files again on request. `close` waits for the starts and stops that a reload has caused."""
 
     def __init__(
-        self, parts: Parts, manager: VmManager, load_config: Callable[[], HostConfig] = load_host_config
+        self,
+        parts: Parts,
+        manager: VmManager,
+        load_config: Callable[[], HostConfig] = load_host_config,
+        reach_online: ReachOnline = reach_online,
     ) -> None:
         self._manager = manager
         self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
         self._load_config, self._files, self._volumes = load_config, parts.files, parts.volumes
         self._lock = asyncio.Lock()
         self._tasks = Tasks("the reload")
-        self._online: asyncio.Task[None] | None = None
+        self._autostarts = Autostarts(parts, manager, self._tasks, reach_online)
+
+    async def begin(self) -> None:
+        """Read the files for the first time. VMs that are marked `autostart` are started once after the host
+        has booted, not again when only the daemon is restarted."""
+        left = await self._autostarts.load()
+        report = await self.reload(sync_networks=False, at_boot=left is None)
+        await self._autostarts.go_on(left, report.defined)
 
     async def reload(self, *, sync_networks: bool = True, at_boot: bool = False) -> ReloadReport:
-        """Read host config and definitions again, and follow them. `at_boot`: see `autostart`.
+        """Read host config and definitions again, and follow them. `at_boot`: see `Autostarts.begin`.
 
         New: defined, and started if it says autostart. Changed: taken, and marked if the VM runs. Gone: the
         VM is stopped, its data stay. A file with problems changes nothing for its VM. A host config with
@@ -125,7 +131,7 @@ class Reloader:
         vm = await self._manager.define(definition)
         vm.log(logging.INFO, f"VM {vm.name} is defined")
         if definition.autostart:
-            self.autostart(vm, at_boot=at_boot)
+            self._autostarts.begin(vm, at_boot=at_boot)
 
     async def _take_over(self, vm: Vm, definition: Definition) -> None:
         """Let the file define a VM from now on that was created or imported with the API and is the same."""
@@ -156,55 +162,21 @@ class Reloader:
                 self._tasks.start(f"stop of VM {vm.name}", self._stop(vm))
         return removed
 
-    def autostart(self, vm: Vm, *, at_boot: bool = False) -> None:
-        """Start a VM in the background; errors are in the journal. `at_boot`: the host may not have its name
-        servers yet; a VM that would get none waits until the host's network is up."""
-        self._tasks.start(f"autostart of VM {vm.name}", self._start(vm, at_boot=at_boot))
-
-    async def _start(self, vm: Vm, *, at_boot: bool) -> None:
-        if at_boot:
-            await self._networks.learn_servers()
-        if at_boot and (lack := self._find_lack(vm.network_member)):
-            vm.log(logging.INFO, f"VM {vm.name} starts after network-online.target: {lack}")
-            await self._wait_online()
-        try:
-            await self._manager.start_vm(vm.name, standby=FromStandby.RESTORE, kind=StartKind.AUTOSTART)
-        except HypemandError as error:
-            _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
-
-    def _find_lack(self, member: NetworkMember) -> str:
-        """What of the host's own network a VM would miss now; "": nothing."""
-        if self._networks.lacks_lan(member):
-            return "the bridge of its network does not exist yet"
-        if self._networks.allocation.lacks_servers(member):
-            return "the host has no DNS servers yet"
-        return ""
-
-    async def _wait_online(self) -> None:
-        """Until the network is up, or will not be in time, or this is being closed: one wait for all VMs."""
-        if self._online is None:
-            self._online = self._tasks.start("wait for network-online.target", _reach_online())
-        await asyncio.wait([self._online])
-
     async def _stop(self, vm: Vm) -> None:
         try:
             await self._manager.stop_vm(vm.name)
         except HypemandError as error:
             vm.log(logging.ERROR, f"VM {vm.name} could not be stopped: {error}")
 
+    def prepare_close(self) -> None:
+        """See `Autostarts.prepare_close`."""
+        self._autostarts.prepare_close()
+
     async def close(self, deadline: float) -> None:
-        """Wait for what was begun, at most `deadline` seconds. Who waits for the network starts now."""
-        if self._online is not None:
-            self._online.cancel()
+        """Wait for what was begun, at most `deadline` seconds. The next daemon makes the starts that are not
+        made by then."""
+        self.prepare_close()
         await self._tasks.close(patience=deadline)
-
-
-async def _reach_online() -> None:
-    """What the host has to bring its network up decides when it is."""
-    try:
-        await run_async(["systemctl", "start", "network-online.target"], timeout=_ONLINE_DEADLINE)
-    except HypemandError as error:
-        _log.warning("VMs that wait for network-online.target start without it: %s", error)
 
 
 def _not_taken(file: Path, error: HypemandError | OSError) -> Problem:

@@ -98,7 +98,7 @@ class Daemon:
         self.snapshots = ApiSnapshots(self.parts, self.manager)
         self.schedules = SnapshotSchedules(self.parts, self.snapshots)
         self.recovery = Recovery(self.parts, self.manager.delete_vm)
-        self.reloader = Reloader(self.parts, self.manager, lambda: host.config)
+        self.reloader = Reloader(self.parts, self.manager, lambda: host.config, host.is_online.wait)
         self._resyncs: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
@@ -161,6 +161,9 @@ class FakeHost:
         # open: a handle's `hypemanctl start --wait` that has seen Running ends
         self.handles_end = asyncio.Event()
         self.handles_end.set()
+        # its network-online.target
+        self.is_online = asyncio.Event()
+        self.is_online.set()
         self.daemon = Daemon(self)
 
     # its daemon

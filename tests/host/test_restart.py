@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.host.machine import TestHost
-from tests.host.vms import HAS_LAST_WORDS, STAYS, Vms
+from tests.host.vms import HAS_LAST_WORDS, KNOCKED, STAYS, Vms
 
 # Fails once for each `fail` that is asked for; its disk remembers how often it has been started.
 FAILS_ON_DEMAND = """
@@ -96,11 +96,13 @@ def test_a_killed_vmm_is_restarted(vms: Vms) -> None:
 
 
 def test_systemd_restarts_a_vm_while_the_daemon_is_away(vms: Vms) -> None:
-    name = vms.run("alone", FAILS_ON_DEMAND, restart="on-failure")
+    name = vms.run("alone", FAILS_ON_DEMAND, restart="on-failure", network="default")
     vms.wait_console(name, "start 1")
+    address = vms.show(name)["network"]["ip"]
     # the exec ends before the program does, and the daemon before that
-    vms.execute(name, "sh", "-c", "(sleep 3; echo 7 >/tmp/fail) >/dev/null 2>&1 </dev/null &")
+    vms.execute(name, "sh", "-c", f"({KNOCKED}; echo 7 >/tmp/fail) >/dev/null 2>&1 </dev/null &")
     with vms.without_daemon():
+        vms.knock(address)
         vms.wait_console(name, "start 2")
         # nobody is there who could say that it is ready
         assert vms.unit(name, "ActiveState", "NRestarts") == {"ActiveState": "activating", "NRestarts": "1"}
@@ -175,14 +177,14 @@ def test_a_reboot_of_the_host_stops_vms_in_order_and_starts_those_that_are_to_st
     host.run(["systemctl", "enable", "--now", "hypeman@enabled"])
     for name in ("auto", "enabled", "by-hand"):
         vms.wait_console(name, "up")
-        host.wait_until(lambda name=name: vms.is_active(f"hypeman@{name}"), 30)  # type: ignore[misc]
+        host.wait_until(lambda name=name: vms.is_active(f"hypeman@{name}"))  # type: ignore[misc]
     host.push("/run/systemd/system/keeper.service", KEEPER)
     host.shell("systemctl daemon-reload; systemctl start keeper")
     try:
         host.reboot()
         for name in ("auto", "enabled"):
             vms.wait(name, "Running")
-            host.wait_until(lambda name=name: vms.is_active(f"hypeman@{name}"), 30)  # type: ignore[misc]
+            host.wait_until(lambda name=name: vms.is_active(f"hypeman@{name}"))  # type: ignore[misc]
             assert vms.console(name).count("last words") == 1, "it was not stopped in order"
         by_hand = vms.show("by-hand")
         assert (by_hand["state"], by_hand["exit_code"]) == ("Stopped", 0)
@@ -205,7 +207,7 @@ Before=network-online.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=sh -ec '{script}'
-TimeoutStartSec=60
+TimeoutStartSec=250
 [Install]
 WantedBy=network-online.target
 """
@@ -214,7 +216,8 @@ ANSWERS = """until systemctl is-active -q hypeman-vm-on-none; do sleep 0.1; done
   echo "nameserver 10.53.0.53" >/etc/resolv.conf"""
 DAEMON_ENDS = """until systemctl is-active -q hypeman-vm-on-none; do sleep 0.1; done; \
   systemctl restart hypemand; \
-  until systemctl is-active -q hypeman-vm-on-one; do sleep 0.1; done"""
+  systemctl show --value -p ActiveState hypeman-vm-on-one >/srv/was; \
+  echo "nameserver 10.53.0.54" >/etc/resolv.conf"""
 
 
 @contextmanager
@@ -244,5 +247,8 @@ def test_who_starts_with_the_host_has_the_name_servers_that_it_gets_by_dhcp(vms:
         assert vms.execute("on-one", "cat", "/etc/resolv.conf") == "nameserver 10.53.0.53\n"
     with dhcp_client(host, DAEMON_ENDS):
         host.reboot()
+        # the next daemon waits for the network in the place of the one that has ended
         vms.wait("on-one", "Running")
         assert host.run(["systemctl", "is-active", "client"]).stdout == "active\n", "it had to wait in vain"
+        assert host.run(["cat", "/srv/was"]).stdout == "inactive\n"
+        assert vms.execute("on-one", "cat", "/etc/resolv.conf") == "nameserver 10.53.0.54\n"

@@ -45,10 +45,8 @@ _FOR_DISKS = "/dev/shm/"
 # What does the same with paths that are in /run in production, and in a test's own folder here.
 _OF_RUN = frozenset(
     (
-        # before the daemon serves: its own socket, and the mark that VMs were started with the host
+        # before the daemon serves: its own socket
         "daemon.py:Daemon._open_socket",
-        "daemon.py:_is_there",
-        "daemon.py:Daemon._autostart",
         # the VMM's sockets, and which boot its run carries
         "vm/runrecord.py:find_boot_id",
         "vm/session.py:Session._poll_link",
