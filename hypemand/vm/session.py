@@ -33,6 +33,7 @@ from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
 from hypemand.vm.folders import WARM
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
+from hypemand.vm.guestclock import LATE, GuestClock
 from hypemand.vm.retry import Backoff
 from hypemand.vm.tracker import BootNotes, BootTracker
 from hypemand.vm.watcher import LATER, SOON
@@ -157,9 +158,7 @@ class Session:
         self._answered = 0
         self._let_end = False
         self._announced = False
-        # the guest's clock has to be set
-        self._clock_due = False
-        self._clock_setting: asyncio.Task[None] | None = None
+        self._clock = GuestClock(name, self._tasks, self._set_clock, self._may_set_clock)
         self.resumption: Resumption | None = None
         # why nobody speaks to the guest
         self._away = ""
@@ -375,9 +374,12 @@ class Session:
         """Have a guest go on whose processes stand still, as who it is."""
         resumption = self.resumption
         # which sets its clock
-        self._clock_due = False
+        self._clock.forget()
+        began = time.monotonic()
         await channel.thaw(Thaw(identity=None if resumption is None else resumption.identity))
         self.resumption = None
+        if time.monotonic() - began > LATE:
+            self.keep_clock()
 
     async def freeze(self) -> None:
         """Have the guest's processes stand still, and what they have written be on its disks, for a save. Who
@@ -425,20 +427,14 @@ class Session:
 
     def keep_clock(self) -> None:
         """Set the guest's clock to the host's time: now, or when its agent speaks."""
-        self._clock_due = True
-        if self.agent is None or not self.agent.is_ready or self.run_state is RunState.PAUSED:
-            return
-        if self._clock_setting is None or self._clock_setting.done():
-            self._clock_setting = self._tasks.start("clock", self._set_clock(self.agent))
+        self._clock.keep()
 
-    async def _set_clock(self, channel: AgentChannel) -> None:
-        try:
-            while self._clock_due:
-                self._clock_due = False
-                await channel.set_clock()
-        except HypemandError as error:
-            self._clock_due = True
-            _log.warning("VM %s: its clock may be wrong: %s", self._name, error)
+    def _may_set_clock(self) -> bool:
+        return self.agent is not None and self.agent.is_ready and self.run_state is not RunState.PAUSED
+
+    async def _set_clock(self) -> None:
+        assert self.agent is not None, "it may be set"
+        await self.agent.set_clock()
 
     async def open_agent(self, timeout: float) -> AgentChannel:
         """The channel to the agent, connected anew if it has broken. GuestError when there is none."""

@@ -25,7 +25,7 @@ ip -4 addr show dev eth0 | grep -o 'inet [0-9.]*'
 DRAWN = "head -c 16 /dev/urandom | hexdump -ve '/1 \"%02x\"'; echo"
 # as many as there is room for beside other tests; with --long, many
 SOME, MANY = 12, 50
-COMMON = 'date +%s; for d in /sys/block/vd*; do echo "$(cat $d/serial) $(cat $d/size) $(cat $d/ro)"; done'
+COMMON = 'for d in /sys/block/vd*; do echo "$(cat $d/serial) $(cat $d/size) $(cat $d/ro)"; done'
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,13 @@ def templates(vms: Vms) -> list[str]:
     return vms.host.shell(f"ls {FOLDER} 2>/dev/null || true").stdout.split()
 
 
+def has_time(vms: Vms, name: str) -> bool:
+    """Is its clock right, to a second? How long it takes to ask does not count."""
+    before = time.time()
+    clock = float(vms.execute(name, "sh", "-c", "echo $EPOCHREALTIME"))
+    return before - 1 <= clock <= time.time() + 1
+
+
 def is_warm(vms: Vms, name: str) -> bool:
     pid = vms.unit(name, "MainPID")["MainPID"]
     return b"-incoming" in vms.host.shell(f"tr '\\0' ' ' </proc/{pid}/cmdline").stdout.encode()
@@ -80,7 +87,7 @@ def make_template(vms: Vms, name: str = "first", **keys: Any) -> str:
     before = set(templates(vms))
     vms.run(name, network="default", **keys)
     assert not is_warm(vms, name)
-    vms.host.wait_until(lambda: set(templates(vms)) - before, 180, "a template")
+    vms.host.wait_until(lambda: set(templates(vms)) - before, "a template")
     (key,) = set(templates(vms)) - before
     return key
 
@@ -103,8 +110,8 @@ def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
         assert own[3] == name
         assert own[4].split()[1] == vms.show(name)["network"]["mac"]
         seen += own
-        clock, *disks = vms.execute(name, "sh", "-c", COMMON).splitlines()
-        assert abs(int(clock) - time.time()) <= 2
+        disks = vms.execute(name, "sh", "-c", COMMON).splitlines()
+        assert has_time(vms, name)
         sizes = {serial: (int(size), ro) for serial, size, ro in (line.rsplit(" ", 2) for line in disks)}
         assert sizes["hypeman-disk"] == ((64 + 16 * number) * 2048, "0")
         assert sizes["hypeman-image"][1] == sizes["hypeman-config"][1] == "1"
@@ -137,7 +144,7 @@ def test_vms_of_one_template_are_vms_of_their_own(vms: Vms) -> None:
     vms.ctl("restart", names[2])
     vms.wait(names[2], "Running")
     assert not is_warm(vms, names[2])
-    vms.host.wait_until(lambda: templates(vms), 180, "another template")
+    vms.host.wait_until(lambda: templates(vms), "another template")
 
 
 def test_a_first_start_is_warm_if_the_template_was_made_by_command(vms: Vms) -> None:
@@ -165,7 +172,7 @@ def test_a_guest_that_does_not_continue_boots_in_the_same_unit(vms: Vms) -> None
     assert vms.unit(name, "NRestarts")["NRestarts"] == "0"
     assert "\n".join(vms.console(name)).count("it has not continued from its template") == 1
     assert vms.execute(name, "cat", "/etc/hostname").strip() == name
-    vms.host.wait_until(lambda: key not in templates(vms), 60, "the template to be removed")
+    vms.host.wait_until(lambda: key not in templates(vms), "the template to be removed")
     # it ends as any other: its result is that of what runs now
     vms.ctl("stop", name)
     vms.wait(name, "Stopped")
@@ -198,10 +205,11 @@ def test_many_side_by_side_have_nothing_of_one_another(vms: Vms, request: pytest
     for name in names:
         assert is_warm(vms, name)
         check_steps(vms, name)
-        before = time.time()
-        clock, *own = vms.execute(name, "sh", "-c", f"echo $EPOCHREALTIME; {IDENTITY}{DRAWN}").splitlines()
-        assert before - 1 <= float(clock) <= time.time() + 1
+        own = vms.execute(name, "sh", "-c", f"{IDENTITY}{DRAWN}").splitlines()
         assert len(own) == 7, own
         assert own[3] == name
         seen += own
     assert len(set(seen)) == len(seen) == 7 * count, "nothing twice"
+    for name in names:
+        # where a guest has read an order late, which a busy host makes it, it is set again
+        vms.host.wait_until(lambda name=name: has_time(vms, name), f"{name} has the host's time")  # type: ignore[misc]
