@@ -28,7 +28,7 @@ from frames import Channel, Type, format_records
 from machine import PLAIN, Machine, format_command
 
 BUSYBOX = "/bin/busybox"
-BOOT_S = 60.0
+BOOT_S = 180.0
 # a shell, as a script: what systemd mode takes for the way to systemd
 SCRIPT_INIT = "/bin/init"
 APPLETS = (

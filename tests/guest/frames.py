@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Self
 
 HEADER = struct.Struct("<IIBBH")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 WINDOW = 262144
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 INTAKE = os.environ.get("HYPEMAN_INTAKE", "")
 BLOCK = "microvm.ram"
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 
 class Qmp:

@@ -10,7 +10,7 @@ from tests.host.command import run_command
 from tests.host.guestbuild import GUEST, make_shared
 from tests.host.lab import DIST
 
-DEADLINE = 600.0
+DEADLINE = 1800.0
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 (ENDING,) = sys.argv[1:]
-DEADLINE = 30.0
+DEADLINE = 60.0
 RUN, OTHER = "5a" * 16, "6b" * 16
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
 UNIT = "hypeman-vm-web.service"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 (HANDLE,) = sys.argv[1:]
-DEADLINE = 10.0
+DEADLINE = 60.0
 # Each notes what it was called with. A stop of the handle sends SIGTERM to the one that asks for it.
 SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >>"$ROOT/calls"

@@ -26,7 +26,7 @@ from pathlib import Path
 LAUNCHER, VMM = sys.argv[1:3]
 BOOT = "b0" * 16
 RUN = "0123456789abcdef0123456789abcdef"
-DEADLINE = 10.0
+DEADLINE = 60.0
 POWEROFF = 38
 WATCHDOG = signal.SIGURG
 # its memory is in root's reach anyway
@@ -198,6 +198,7 @@ class WholeTest(unittest.TestCase):
         template, blocks = self.make_template(), []
         for _ in range(2):
             kernel = ("-kernel", "k", "-initrd", "i")
+            began = time.time()
             status, lines, errors = self.run_it("-m", "128M", *kernel, "-S", "in", warm=template)
             self.assertEqual((status, errors), (0, ""))
             self.assertIn("preload library.so memory", lines)
@@ -211,7 +212,7 @@ class WholeTest(unittest.TestCase):
             magic, length = struct.unpack("<8sI", config[4096:4108])
             records = dict(r.split(b"=", 1) for r in config[4108 : 4108 + length].split(b"\0")[:-1])
             self.assertEqual((magic, records[b"words"].decode()), (b"HYPESTA1", f"quiet hypeman.boot={boot}"))
-            self.assertLess(abs(int(records[b"clock"]) / 1e9 - time.time()), DEADLINE)
+            self.assertTrue(began <= int(records[b"clock"]) / 1e9 <= time.time())
             blocks.append(bytes.fromhex(records[b"entropy"].decode()))
         self.assertEqual({len(block) for block in blocks}, {64})
         self.assertNotEqual(*blocks)

@@ -13,7 +13,7 @@ import pytest
 from tests.host.recipe import Recipe, Suite
 
 TOP = Path(__file__).parents[2]
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from hypemand.notify import notify
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield manager
 
@@ -31,7 +31,7 @@ def test_text_of_any_script_arrives_in_utf_8(manager: socket.socket) -> None:
 def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("")  # the kernel gives it a name
-        manager.settimeout(10)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + manager.getsockname()[1:].decode())
         assert notify("READY=1")
         assert manager.recv(100) == b"READY=1"

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "debian/hypemand.postrm"
-DEADLINE = 30.0
+DEADLINE = 60.0
 # all that the script touches is empty at first, and nobody else's; /run/mount is mount's own
 FRESH = """
 set -e

@@ -15,7 +15,7 @@ from hypemand.errors import HostNotReady, InvalidDefinition, Problem
 from hypemand.service import Service, make_parser, run_service, set_up_logging
 from hypemand.version import VERSION
 
-DEADLINE = 20
+DEADLINE = 60.0
 
 
 class Manager:

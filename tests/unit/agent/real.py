@@ -45,7 +45,7 @@ async def running(agent: Path, folder: Path, boot: str = BOOT) -> AsyncIterator[
         finally:
             await channel.close()
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 @asynccontextmanager

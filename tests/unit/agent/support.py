@@ -14,7 +14,7 @@ from typing import ParamSpec
 from hypemand.agent.channel import AgentChannel
 
 BOOT = "0123456789abcdef0123456789abcdef"
-DEADLINE = 20.0
+DEADLINE = 60.0
 HELLO, PING, PONG, ERROR, EXEC, STARTED, DATA, CREDIT, EXIT, SIGNAL, CLOSE, SHUTDOWN = range(1, 13)
 RESIZE, FILES, CLOCK, ENTRY, HOLE, END, HEALTH, ATTACH, FREEZE, THAW = range(13, 23)
 WINDOW = 262144

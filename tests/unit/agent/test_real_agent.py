@@ -158,7 +158,7 @@ async def test_shutdown_tells_init_the_grace(agent: Path, tmp_path: Path) -> Non
         channel = await AgentChannel.connect(path, BOOT)
         await channel.ready()
         await channel.shutdown(5)
-        out, _ = await asyncio.to_thread(init.communicate, timeout=15)
+        out, _ = await asyncio.to_thread(init.communicate, timeout=60)
         assert out == b"asked\n"
         await channel.close()
 

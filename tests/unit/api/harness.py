@@ -29,7 +29,7 @@ from tests.fakes.host import FakeHost, folder_in_memory, running
 from tests.openapi_check import Description, parse_events
 
 load_schema("vm")  # as the daemon does before it serves
-DEADLINE = 20.0
+DEADLINE = 60.0
 NOBODY = 65534
 IMAGE = "builtin:busybox"
 DEFAULTS = Limits()

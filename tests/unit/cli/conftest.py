@@ -23,7 +23,7 @@ from tests.unit.cli.forkserver import ForkServer
 from tests.unit.cli.live import Live, start
 
 REPOSITORY = Path(__file__).parents[3]
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @cache

@@ -17,7 +17,7 @@ from tests.fakes.api import make_services, serving
 from tests.fakes.host import FakeHost, folder_in_memory, running
 
 T = TypeVar("T")
-_DEADLINE = 20.0
+_DEADLINE = 60.0
 _SMALL = DefinitionDefaults(memory=96 * MIB, disk=64 * MIB, network=None)
 
 

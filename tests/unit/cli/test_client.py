@@ -24,7 +24,7 @@ def answer(path: Path, *pieces: bytes, hold: bool = False) -> Iterator[Client]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(60)
 
         def work() -> None:
             connection, _ = listener.accept()

@@ -83,7 +83,7 @@ def test_signals_go_to_the_program(guest: FakeGuest, cli: Cli) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == b"got one\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert guest.signals == [signal.SIGINT, signal.SIGTERM]
     assert process.returncode == 128 + signal.SIGTERM
 

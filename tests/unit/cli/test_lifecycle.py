@@ -160,7 +160,7 @@ def test_wait_sees_the_state_come(live: Live, cli: Cli) -> None:
     process = cli.start("wait", "web", "--json")
     live.until_true(lambda: live.host.watchers("web") > 0)
     live.call(live.host.vmm().come_up)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     assert (process.returncode, json.loads(output)["state"]) == (0, "Running")
 
 

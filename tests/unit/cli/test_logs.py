@@ -131,7 +131,7 @@ def test_followed_lines_come_when_they_are_said(daemon: Canned, cli: Cli) -> Non
     assert process.stdout is not None
     assert process.stdout.readline() == b"one\n"
     more.set()
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     assert (output, process.returncode) == (b"two\n", 0)
 
 

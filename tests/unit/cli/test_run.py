@@ -173,7 +173,7 @@ def test_run_says_why_a_program_could_not_run(live: Live, cli: Cli) -> None:
 def test_run_without_an_exit_status_is_our_own_failure(live: Live, cli: Cli) -> None:
     run = Interrupted(live, cli)
     live.call(live.host.vmm("job").process.kill, 9)
-    _, errors = run.process.communicate(timeout=10)
+    _, errors = run.process.communicate(timeout=60)
     assert run.process.returncode == 125
     assert b"job stopped without an exit status: the VMM was killed by SIGKILL" in errors
 
@@ -289,7 +289,7 @@ def test_an_interrupt_stops_the_vm_and_its_last_words_are_seen(live: Live, cli: 
     live.until_true(lambda: run.vmm.heard_stop)
     live.call(run.vmm.print, "last words")
     live.call(run.vmm.exit, 143, "stopped on request")
-    output, _ = run.process.communicate(timeout=10)
+    output, _ = run.process.communicate(timeout=60)
     assert output == b"last words\n"
     assert run.process.returncode == 143
     assert run.vmm.process.exit == Exit("exited", 0)
@@ -300,7 +300,7 @@ def test_a_second_interrupt_kills_the_vm(live: Live, cli: Cli) -> None:
     run.process.send_signal(signal.SIGINT)
     live.until_true(lambda: run.vmm.heard_stop)
     run.process.send_signal(signal.SIGINT)
-    run.process.communicate(timeout=10)
+    run.process.communicate(timeout=60)
     assert run.process.returncode == 125
     assert run.vmm.process.exit == Exit("killed", 9)
     assert live.host.vm("job").state is State.STOPPED
@@ -313,6 +313,6 @@ def test_an_interrupt_while_the_vm_is_made_leaves_none_behind(live: Live, cli: C
     live.until_true(lambda: live.names() == ["job"])
     process.send_signal(signal.SIGTERM)
     live.call(live.host.systemd.takes.set)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 125, "no program has run that has a status"
     assert live.names() == []

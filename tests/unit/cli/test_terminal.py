@@ -126,7 +126,7 @@ def test_a_pull_shows_bytes_and_layers() -> None:
 def test_a_unit_that_may_is_told_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(5)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         with LiveLine("starting") as line:
             assert line.is_active

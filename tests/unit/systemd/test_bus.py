@@ -23,7 +23,7 @@ from tests.unit.systemd.busthread import BusThread
 
 UNIT = "org.freedesktop.systemd1.Unit"
 STATE = f"{UNIT}.ActiveState"
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Message:

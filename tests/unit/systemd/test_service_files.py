@@ -51,7 +51,7 @@ class Service:
             ["/bin/sh", str(self._script), str(self.file)],
             env={"PATH": f"{self._tools}:/usr/bin:/bin", "SERVICE_RESULT": result, "EXIT_STATUS": status},
             capture_output=True,
-            timeout=20,
+            timeout=60,
             check=True,
         )
         assert done.stderr == b""

@@ -279,14 +279,14 @@ def test_whoever_holds_the_pipe_is_not_waited_for_long(
     ],
 )
 def test_what_it_is_told_is_checked(console: Path, words: Sequence[str]) -> None:
-    done = subprocess.run([str(console), *words], capture_output=True, timeout=20, check=False)
+    done = subprocess.run([str(console), *words], capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(b"usage: hypeman-console")
 
 
 def test_a_program_that_is_not_there_is_told(console: Path, tmp_path: Path) -> None:
     argv = [str(console), str(tmp_path), str(MIB), str(MIB), "/no/such/program"]
-    done = subprocess.run(argv, capture_output=True, timeout=20, check=False)
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stdout == b"hypeman-console: /no/such/program: No such file or directory\n"
 

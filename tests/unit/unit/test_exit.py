@@ -285,7 +285,7 @@ def test_systemd_gets_the_reason_as_the_units_status(tmp_path: Path, monkeypatch
         manager.bind(str(address))
         monkeypatch.setenv("NOTIFY_SOCKET", str(address))
         end_a_run(monkeypatch, tmp_path, tmp_path)
-        manager.settimeout(5)
+        manager.settimeout(60)
         assert (
             manager.recv(4096)
             == b"STATUS=Stopped: the guest did not power off in time and was ended by force"

@@ -29,7 +29,7 @@ from tests.fakes.qmp import QmpServer
 # what a guest has in its memory, and where
 MEMORY, ADDRESS = b"what this guest knows" * 100_000, 16 * 1024 * 1024
 SIZE = 64 * 1024**2
-DEADLINE = 30.0
+DEADLINE = 60.0
 # of which the last is not limited
 DRIVES = ("image", "disk", "volume0", "config")
 UNLIMITED = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
