@@ -455,7 +455,7 @@ def test_a_boot_that_ends_in_emergency_mode_without_an_agent_times_out_saying_so
     change_disk(stopped, f"symlink {UNITS}/default.target /usr/lib/systemd/system/emergency.target")
     stopped.define(NAME, None, **{**WHOLE, "boot_timeout": "15s", "stop_timeout": "20s"})
     words = "boot timed out: HYPEMAN-AGENT-READY was not seen; the guest's systemd is in emergency mode"
-    with stopped.host.popen(["hypemanctl", "start", "--wait", NAME]) as late:
+    with stopped.host.popen(["hypemanctl", "start", "--wait", "--timeout=5m", NAME]) as late:
         hold_deadline(stopped.host, NAME, lambda: is_in_emergency(stopped), "emergency mode")
         _, told = late.communicate(timeout=STOP_DEADLINE)
     assert late.returncode == 1
