@@ -68,7 +68,8 @@ def on_terminal(cli: Cli, *words: str) -> Iterator[Terminal]:
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
 
     process = subprocess.Popen(
-        ["setsid", "--ctty", *cli.argv(*words)],
+        # as on any terminal: what nohup starts, also these tests, ignores hangups
+        ["env", "--default-signal=HUP", "setsid", "--ctty", *cli.argv(*words)],
         env=cli.environ | {"TERM": "xterm-test"},
         stdin=inner,
         stdout=inner,
