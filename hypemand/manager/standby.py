@@ -83,20 +83,19 @@ def _is_at_shutdown(vm: Vm) -> bool:
 async def _save(parts: Parts, vm: Vm, session: Session, program: _Program, *, at_shutdown: bool) -> None:
     """Until it is on the disk, and its guest is not to run any more. VmmError, OSError, HypemandError."""
     was_running = session.run_state is not RunState.PAUSED
+
+    async def commit() -> None:
+        vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
+        notes = session.tracker.notes
+        await run_in(Pool.TOOLS, vm.runs.files.keep_saved_end, session.run, notes)
+
+    async def write(making: Path, ready: asyncio.Task[SaveFacts]) -> None:
+        await _write(session, making, program, ready)
+        # PID 1 has processes to move when the unit ends
+        parts.easing.begin()
+        await finish(commit(), f"commit of {vm.name}")
+
     try:
-        folder = await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=was_running)
-
-        async def commit() -> None:
-            vm.standby.take(await run_in(Pool.TOOLS, commit_save, vm.places.state))
-            notes = session.tracker.notes
-            await run_in(Pool.TOOLS, vm.runs.files.keep_saved_end, session.run, notes)
-
-        async def write(facts: SaveFacts) -> None:
-            await write_save(session, folder, facts, _derive_deadline(facts))
-            # PID 1 has processes to move when the unit ends
-            parts.easing.begin()
-            await finish(commit(), f"commit of {vm.name}")
-
         is_over = partial(_is_over, vm, session, at_shutdown=at_shutdown)
         what = "put into standby"
         gather = partial(_gather, parts, vm, program)
@@ -116,14 +115,12 @@ async def save_beside(
     VmmError, OSError, HypemandError."""
     program = await _find_program(parts, vm)
 
-    async def write(facts: SaveFacts) -> SavedRun:
-        await write_save(session, folder, facts, _derive_deadline(facts))
+    async def write(_: Path, ready: asyncio.Task[SaveFacts]) -> SavedRun:
+        await _write(session, folder, program, ready)
         await copy()
         return await run_in(Pool.TOOLS, load_saved, folder)
 
     try:
-        # by which a daemon that comes after this one knows that the guest is to run on
-        await run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=True)
         what = "copied to a snapshot"
         is_over = partial(_is_over, vm, session)
         gather = partial(_gather, parts, vm, program)
@@ -132,9 +129,10 @@ async def save_beside(
         await finish(_go_on(vm, session), f"resumption of {vm.name}")
 
 
-def _derive_deadline(facts: SaveFacts) -> float:
-    """Seconds that a save may take."""
-    return _LEAST_DEADLINE + facts.definition.memory / _SLOWEST
+async def _write(session: Session, folder: Path, program: _Program, ready: asyncio.Task[SaveFacts]) -> None:
+    """See `write_save`."""
+    size = program.definition.memory
+    await write_save(session, folder, size, ready, _LEAST_DEADLINE + size / _SLOWEST)
 
 
 async def _go_on(vm: Vm, session: Session) -> None:
@@ -150,31 +148,42 @@ async def _save_until_it_ends(
     session: Session,
     what: str,
     gather: Callable[[], Coroutine[Any, Any, SaveFacts]],
-    write: Callable[[SaveFacts], Awaitable[T]],
+    write: Callable[[Path, asyncio.Task[SaveFacts]], Awaitable[T]],
     is_over: Callable[[], bool],
     *,
     was_running: bool,
 ) -> T:
-    """`write` it while it stands still. A stop that comes meanwhile, of systemd's own too, is stronger
-    (`is_over`)."""
+    """`write` it, in the folder that is made for it, as soon as it stands still: all that needs no guest is
+    done while that is frozen. A stop that comes meanwhile, of systemd's own too, is stronger (`is_over`)."""
 
-    async def stand_still() -> None:
+    async def stand_still(making: asyncio.Task[Path]) -> None:
         if was_running and session.has_agent:
             await session.freeze()
         await session.leave_guest(f"VM {vm.name} is being {what}")
-        if was_running:
+        # by which a daemon that comes after this one knows that the guest is to run on
+        await asyncio.wait((making,))
+        if was_running and making.exception() is None:
             await session.pause()
+
+    async def be_ready(making: asyncio.Task[Path]) -> SaveFacts:
+        facts: SaveFacts | BaseException
+        stood, facts = await asyncio.gather(stand_still(making), gather(), return_exceptions=True)
+        if stood is not None:
+            raise stood
+        if isinstance(facts, BaseException):
+            raise facts
+        return facts
 
     async def save() -> T:
         async with Tasks(f"the save of VM {vm.name}") as tasks:
-            gathering = tasks.start("look", gather(), awaited=True)
-            standing = tasks.start("stop", stand_still(), awaited=True)
-            await asyncio.wait((gathering, standing))
-        # of both, since what nobody takes is logged
-        for failure in [task.exception() for task in (standing, gathering)]:
-            if failure is not None:
-                raise failure
-        return await write(gathering.result())
+            begin = run_in(Pool.TOOLS, begin_save, vm.places.state, was_running=was_running)
+            making = tasks.start("folder", finish(begin, f"folder of {vm.name}"), awaited=True)
+            ready = tasks.start("readiness", be_ready(making), awaited=True)
+            try:
+                return await write(await making, ready)
+            finally:
+                # where what is written beside it has failed, nobody asks for its own failure
+                ready.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async with Tasks(f"the save of VM {vm.name}") as tasks:
         saving = tasks.start("save", save(), awaited=True)

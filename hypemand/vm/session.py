@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -420,10 +420,12 @@ class Session:
             self._away = ""
             self._on_loss()
 
-    async def save(self, memory: int, state: int, *, size: int, deadline: float) -> None:
+    async def save(
+        self, memory: int, state: int, *, size: int, deadline: float, ready: Awaitable[object]
+    ) -> None:
         """See `Vmm.save`. VmmError, OSError."""
         vmm = await self.reach_vmm()
-        await vmm.save(memory, state, size=size, user=self._uid, deadline=deadline)
+        await vmm.save(memory, state, size=size, user=self._uid, deadline=deadline, ready=ready)
 
     def keep_clock(self) -> None:
         """Set the guest's clock to the host's time: now, or when its agent speaks."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -54,19 +55,22 @@ class SaveFacts:
     files: Sequence[Path]
 
 
-async def write_save(session: Session, folder: Path, facts: SaveFacts, deadline: float) -> None:
-    """Write a VM that stands still to a folder, all of it, durably. VmmError, OSError,
-    InsufficientResources."""
+async def write_save(
+    session: Session, folder: Path, size: int, ready: asyncio.Task[SaveFacts], deadline: float
+) -> None:
+    """Write a VM of `size` bytes of memory to a folder, all of it, durably, once it is `ready`: it stands
+    still, and its facts are known. VmmError, OSError, InsufficientResources, and what `ready` fails with."""
     boot = session.boot
     if boot is None:
         raise VmmError("it is not known which boot of the guest this is")
     memory = folder / MEMORY
     fds = await run_in(Pool.TOOLS, open_new, (memory, folder / STATE))
     try:
-        await session.save(*fds, size=facts.definition.memory, deadline=deadline)
+        await session.save(*fds, size=size, deadline=deadline, ready=ready)
     finally:
         for fd in fds:
             os.close(fd)
+    facts = await ready
 
     def finish_save() -> None:
         with name_full_disk(f"save VM {facts.definition.name}", folder):

@@ -7,7 +7,7 @@ names an option, a command, an event or a run state of QEMU (tests/lint/test_vmm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -74,12 +74,24 @@ class Vmm(Protocol):
         """Let the guest go on, whatever it was stopped for, and have what could not be written tried again.
         VmmError."""
 
-    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
+    async def save(
+        self,
+        memory: int,
+        state: int,
+        *,
+        size: int,
+        user: int,
+        deadline: float,
+        ready: Awaitable[object] | None = None,
+    ) -> None:
         """Write the guest to the files of two descriptors, which remain the caller's: its memory, of `size`
         bytes, to `memory`, where pages of zeros are holes; its devices, but not its disks, to `state`, at
         most `intake.STATE_SIZE` bytes. Both are on the disk afterwards. A process of the uid `user` writes
         them. It takes at most `deadline` seconds, in which the VMM may answer nothing else. It is for a VMM
         of the same start line and build.
+
+        `ready`: what is awaited, for as long as it takes, before anything of the guest is written, and beside
+        which all else is prepared. What it raises ends the save.
 
         The guest stands still from then on (HALTED), to be ended by `quit`, or to go on by `resume`. One that
         was not paused before runs while it is saved, and what it changes meanwhile is saved again.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -197,7 +197,16 @@ class Qemu:
         """See `Vmm`."""
         await self._qmp.execute("cont", deadline=_PAUSE_DEADLINE)
 
-    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
+    async def save(
+        self,
+        memory: int,
+        state: int,
+        *,
+        size: int,
+        user: int,
+        deadline: float,
+        ready: Awaitable[object] | None = None,
+    ) -> None:
         """See `Vmm`. By a socket, since the VMM can open no file and execute no program, and is not to fill
         the host's disks. (It would not take the descriptor of a file for long: QEMU 9.1 warns of that.)"""
         if self._events.saved is not None:
@@ -207,7 +216,11 @@ class Qemu:
         try:
             async with asyncio.timeout(deadline):
                 await intake.start(self._program, Target(memory, state, MEMORY_BLOCK, size, user))
-                await self._begin_save(intake)
+                await self._prepare_save(intake)
+            if ready is not None:
+                await ready
+            async with asyncio.timeout(deadline):
+                await self._qmp.execute("migrate", {"uri": f"fd:{_SAVE_FD}"}, deadline=None)
                 await self._await_saved(saved, intake)
         except BaseException as error:
             await self._give_up_save(saved, intake)
@@ -224,13 +237,12 @@ class Qemu:
         for name, _ in await self._query_drives():
             await self._qmp.execute("block_resize", {"device": name, "size": PLACEHOLDER - SECTOR})
 
-    async def _begin_save(self, intake: Intake) -> None:
+    async def _prepare_save(self, intake: Intake) -> None:
         events = {"capability": "events", "state": True}
         await self._qmp.execute("migrate-set-capabilities", {"capabilities": [events]})
         await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
         await self._qmp.execute("getfd", {"fdname": _SAVE_FD}, fd=intake.theirs.fileno())
         intake.theirs.close()
-        await self._qmp.execute("migrate", {"uri": f"fd:{_SAVE_FD}"}, deadline=None)
 
     async def _await_saved(self, saved: asyncio.Future[str], intake: Intake) -> None:
         """Until the VMM has said that it is saved, and all of that is on the disk."""

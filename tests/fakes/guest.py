@@ -164,12 +164,14 @@ PROGRAMS: Mapping[str, Program] = {
 @dataclass
 class Freezer:
     """Whether the guest stands still. `thaws`: the records of each THAW; `refusal`: the words with which
-    FREEZE and THAW are refused; `boot`: the new id that a fork has got."""
+    FREEZE and THAW are refused; `boot`: the new id that a fork has got; `until`: what FREEZE takes as long
+    as."""
 
     frozen: bool = False
     thaws: list[dict[str, list[str]]] = field(default_factory=list)
     refusal: str = ""
     boot: str | None = None
+    until: asyncio.Event | None = None
 
     def take(self, kind: int, payload: bytes) -> tuple[int, str]:
         """FREEZE or THAW: code and words of its EXIT."""
@@ -252,8 +254,10 @@ class Agent:
             self._clocks.append(struct.unpack("<Q", payload)[0])
             self._guest.send(pack(EXIT, number, records(("code", "0"), ("message", ""))))
         elif kind in (FREEZE, THAW):
-            code, words = self._freezer.take(kind, payload)
-            self._guest.send(pack(EXIT, number, records(("code", str(code)), ("message", words))))
+            if kind == FREEZE and self._freezer.until is not None:
+                self._tasks[number] = asyncio.create_task(self._freeze_then(self._freezer.until, number))
+            else:
+                self._freeze(kind, number, payload)
         elif kind == HEALTH:
             self._begin_check(number, payload)
         elif kind == PING:
@@ -262,6 +266,14 @@ class Agent:
             self._power_off(int(payload.removeprefix(b"grace=").rstrip(b"\0")))
         elif number in self._streams:
             self._take_of_stream(kind, number, channel, payload)
+
+    async def _freeze_then(self, until: asyncio.Event, number: int) -> None:
+        await until.wait()
+        self._freeze(FREEZE, number, b"")
+
+    def _freeze(self, kind: int, number: int, payload: bytes) -> None:
+        code, words = self._freezer.take(kind, payload)
+        self._guest.send(pack(EXIT, number, records(("code", str(code)), ("message", words))))
 
     def _take_of_stream(self, kind: int, number: int, channel: int, payload: bytes) -> None:
         stream, command = self._streams[number], self._running.get(number)

@@ -402,6 +402,58 @@ def test_a_guest_that_is_frozen_is_asked_nothing() -> None:
     drive(scenario)
 
 
+async def begin_freeze(host: FakeHost) -> asyncio.Task[object]:
+    """A standby that is prepared, and waits for the guest."""
+    monitor = host.vmm().monitor
+    monitor.orders.clear()
+    host.vmm().freezer.until = asyncio.Event()
+    task: asyncio.Task[object] = asyncio.create_task(host.manager.standby_vm("web"))
+    await host.until_true(lambda: "getfd" in monitor.orders and saves(host) == {"standby.new"})
+    assert {"stop", "migrate"}.isdisjoint(monitor.orders)
+    return task
+
+
+def end_freeze(host: FakeHost) -> None:
+    """The guest has answered."""
+    until = host.vmm().freezer.until
+    assert until is not None
+    until.set()
+
+
+def test_a_save_is_prepared_while_the_guest_is_frozen_and_begins_then() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        monitor = host.vmm().monitor
+        host.vmm().freezer.refusal = "it is stuck"
+        task = await begin_freeze(host)
+        end_freeze(host)
+        with pytest.raises(GuestError, match="the guest cannot be frozen: it is stuck"):
+            await task
+        assert {"stop", "migrate"}.isdisjoint(monitor.orders)
+        assert (host.vm().state, saves(host)) == (State.RUNNING, set())
+        host.vmm().freezer.refusal = ""
+        task = await begin_freeze(host)
+        end_freeze(host)
+        await task
+        assert monitor.orders.index("stop") < monitor.orders.index("migrate")
+        assert (host.vm().state, saves(host)) == (State.STANDBY, {"standby"})
+
+    drive(scenario)
+
+
+def test_a_stop_that_comes_while_the_guest_is_frozen_ends_a_save() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        task = await begin_freeze(host)
+        await host.order("StopUnit", "hypeman-vm-web.service")
+        with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
+            await task
+        await host.until_ended()
+        assert saves(host) == set()
+
+    drive(scenario)
+
+
 def test_a_stop_ends_a_save() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()

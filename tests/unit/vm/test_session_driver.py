@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable
 from pathlib import Path
 
 from hypemand.budget import Budget
@@ -58,7 +59,16 @@ class OtherVmm:
     async def announce(self) -> None:
         self.become(self.state)
 
-    async def save(self, memory: int, state: int, *, size: int, user: int, deadline: float) -> None:
+    async def save(
+        self,
+        memory: int,
+        state: int,
+        *,
+        size: int,
+        user: int,
+        deadline: float,
+        ready: Awaitable[object] | None = None,
+    ) -> None:
         raise VmmError("it cannot be saved")
 
     async def renew_disks(self) -> None:

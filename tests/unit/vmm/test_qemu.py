@@ -102,9 +102,17 @@ class Place:
         except FileNotFoundError:
             return False
 
-    async def save(self, saved: Saved, *, size: int = SIZE, deadline: float = DEADLINE) -> None:
+    async def save(
+        self,
+        saved: Saved,
+        *,
+        size: int = SIZE,
+        deadline: float = DEADLINE,
+        ready: Awaitable[object] | None = None,
+    ) -> None:
         memory, state = (file.fileno() for file in saved.files)
-        await self.vmm.save(memory, state, size=size, user=os.getuid(), deadline=deadline)
+        user = os.getuid()
+        await self.vmm.save(memory, state, size=size, user=user, deadline=deadline, ready=ready)
 
     async def is_intact(self) -> None:
         """Nothing is left of a save that came to nothing."""
@@ -248,6 +256,28 @@ async def test_a_guest_that_runs_stands_still_when_it_is_saved(place: Place) -> 
     with place.open() as saved:
         await place.save(saved)
     assert await place.vmm.query_run_state() is RunState.HALTED
+
+
+@on_both
+async def test_nothing_of_a_guest_is_saved_before_it_is_ready(place: Place) -> None:
+    async def pause(*, fails: bool) -> None:
+        while not place.has("intake.began"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await place.vmm.query_run_state() is RunState.RUNNING
+        if fails:
+            raise ValueError("not ready")
+        await place.vmm.pause()
+
+    with place.intake('touch $0.began; exec $intake "$@"'):
+        with place.open() as saved, pytest.raises(ValueError, match="not ready"):
+            await place.save(saved, ready=pause(fails=True))
+        assert saved.state.stat().st_size == 0
+        await place.is_intact()
+        await place.vmm.resume()
+        (place.folder / "intake.began").unlink()
+        with place.open("other") as saved:
+            await place.save(saved, ready=pause(fails=False))
+            assert saved.has_guest()
 
 
 @on_both
