@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,11 @@ class SavedRun:
     def version(self) -> int:
         """Of its record."""
         return PLAIN_VERSION if self.packing is None else PACKED_VERSION
+
+    def move(self, folder: Path) -> SavedRun:
+        """As it is in another folder, to which its files were moved."""
+        memory = replace(self.memory, path=str(folder / self.memory_name))
+        return replace(self, memory=memory)
 
     def view_compression(self) -> CompressionView:
         """As clients see it."""

@@ -79,14 +79,13 @@ def settle_restore(state: Path, notes: BootNotes | None, *, is_stopped: bool) ->
 
 
 def begin_save(state: Path, *, was_running: bool) -> Path:
-    """The folder that a VM is saved to. OSError."""
+    """The folder that a VM is saved to. What is in it before the commit is for a daemon that comes later: it
+    need not outlast the host, with which the VM ends. OSError."""
     folder = state / _NEW
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o711)
     if was_running:
         (folder / _WAS_RUNNING).touch()
-        sync_folder(folder)
-    sync_folder(state)
     return folder
 
 
@@ -96,15 +95,15 @@ def drop_save(state: Path) -> None:
 
 
 def commit_save(state: Path) -> SavedRun:
-    """It is what the VM goes on from. OSError, BadRecord: it is not."""
+    """It is what the VM goes on from: all of it is on the disk since its record was stored. OSError,
+    BadRecord: it is not."""
     folder = state / _NEW
-    load_saved(folder)
+    saved = load_saved(folder)
     (folder / _WAS_RUNNING).unlink(missing_ok=True)
-    sync_folder(folder)
     shutil.rmtree(state / STANDBY, ignore_errors=True)
     folder.rename(state / STANDBY)
     sync_folder(state)
-    return load_saved(state / STANDBY)
+    return saved.move(state / STANDBY)
 
 
 def begin_restore(state: Path) -> None:

@@ -141,6 +141,43 @@ def test_the_end_of_what_is_saved_is_written_down_before_its_unit_would_find_it_
     drive(scenario)
 
 
+def test_what_is_saved_is_on_the_disk_before_it_counts_and_so_is_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All but the two files that launcher/intake syncs."""
+    steps: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def note_sync(fd: int) -> None:
+        steps.append(("sync", Path(os.readlink(f"/proc/self/fd/{fd}")).name))
+        fsync(fd)
+
+    def note_rename(source: Path, target: Path) -> None:
+        steps.append(("rename", Path(target).name))
+        rename(source, target)
+
+    def note_replace(source: Path, target: Path) -> None:
+        steps.append(("rename", Path(target).name))
+        replace(source, target)
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", note_sync)
+            patched.setattr(os, "rename", note_rename)
+            patched.setattr(os, "replace", note_replace)
+            await host.manager.standby_vm("web")
+        commit = steps.index(("rename", "standby"))
+        record = steps.index(("rename", "snapshot.json"))
+        assert any(what == "sync" and name.startswith(".snapshot.json") for what, name in steps[:record])
+        assert ("sync", "standby.new") in steps[record:commit]
+        ended = next(at for at, (_, name) in enumerate(steps) if name.startswith(".exit.json"))
+        assert ("sync", "web") in steps[commit:ended]
+        assert host.vm().state is State.STANDBY
+
+    drive(scenario)
+
+
 def test_a_daemon_that_comes_later_knows_it() -> None:
     async def scenario(host: FakeHost) -> None:
         await put_away(host)
