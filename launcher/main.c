@@ -9,7 +9,8 @@
  * (bootid.h). Beside the VMM it leaves the process that machinectl signals (leader.h).
  *
  * With --restore it goes on from a saved VM (saved.h), as long as STATE is there: by the last COUNT
- * arguments, which a cold start goes without, and with the boot id that the guest has.
+ * arguments, which a cold start goes without, without kernel and initrd, and with the boot id that the guest
+ * has.
  *
  * With --warm it goes on from a template (warm.h) in the same way, but as a VM of its own, with a new boot
  * id; where the template is gone, or not what it was, or the guest has not gone on from it in this run
@@ -103,6 +104,7 @@ struct origin {
     const char *template;
     const char *preload;
     size_t arguments; /* it goes on from a template: so many of the last are for that, else 0 */
+    bool is_restored; /* it goes on from what was saved of it */
 };
 
 /* Have the VMM load LIBRARY, which is to know of MEMORY. NULL: none. Returns 0 or -1; it has said why. */
@@ -148,6 +150,7 @@ static int choose_start(int *argc, char **argv, struct origin *origin, char boot
     int found = open_saved(&saved);
     if (found > 0) {
         memcpy(boot, saved.boot, ID_LENGTH + 1);
+        origin->is_restored = true;
         return preload_library(origin->preload);
     }
     *argc -= (int)saved.arguments;
@@ -172,8 +175,8 @@ static int prepare_warm(int *argc, struct origin *origin, const char *runtime, c
     return warm ? preload_library(origin->preload) : 0;
 }
 
-/* A guest that goes on from a template has its kernel and initrd in its memory, and its line in the start
- * block: the VMM need not read 20 MB for nothing. Returns how many arguments are left. */
+/* A guest that goes on has its kernel and initrd in its memory, and its line there or in the start block: the
+ * VMM need not read 20 MB for nothing. Returns how many arguments are left. */
 static size_t leave_out_boot(char **arguments, size_t count)
 {
     size_t left = 1; /* the VMM itself */
@@ -192,7 +195,7 @@ int main(int argc, char **argv)
     static char line[WORDS_SIZE];
     char boot[ID_LENGTH + 1] = "";
     const char *secrets = take_option(&argc, &argv, "--secrets=");
-    struct origin origin = {.arguments = 0};
+    struct origin origin = {.arguments = 0, .is_restored = false};
     origin.restore = take_option(&argc, &argv, "--restore=");
     origin.template = take_option(&argc, &argv, "--warm=");
     origin.preload = take_option(&argc, &argv, "--preload=");
@@ -228,7 +231,7 @@ int main(int argc, char **argv)
     char **vmm = argv + (VMM - 2);
     size_t given = (size_t)(argc - VMM);
     memmove(vmm, argv + VMM, given * sizeof(*vmm));
-    if (origin.arguments > 0) {
+    if (origin.arguments > 0 || origin.is_restored) {
         given = leave_out_boot(vmm, given);
     } else {
         vmm[given++] = append;

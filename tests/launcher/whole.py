@@ -144,13 +144,15 @@ class WholeTest(unittest.TestCase):
         self.assertNotEqual(starts[0][1], starts[1][1])
 
     def test_a_saved_vm_is_restored_with_the_boot_id_that_it_has(self) -> None:
-        """By the last arguments; the state of its devices is open, at its place, to be read."""
+        """By the last arguments, and without a kernel, which is in its memory; the state of its devices is
+        open, at its place, to be read."""
         state = self.runtime / "state"
         state.write_bytes(b"state")
-        status, lines, errors = self.run_it("-m", "128M", "-S", "in", restore=f"{state},{BOOT},2")
+        words = ("-kernel", "k", "-m", "128M", "-initrd", "i", "-S", "in")
+        status, lines, errors = self.run_it(*words, restore=f"{state},{BOOT},2")
         self.assertEqual((status, errors), (0, ""))
         arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
-        self.assertEqual(arguments, ["-m", "128M", "-S", "in", "-append", f"quiet hypeman.boot={BOOT}"])
+        self.assertEqual(arguments, ["-m", "128M", "-S", "in"])
         self.assertEqual((self.runtime / "run").read_text(), f"{RUN} {BOOT}\n")
         self.assertIn("fd 9 file", lines)
 
@@ -160,12 +162,14 @@ class WholeTest(unittest.TestCase):
         for is_there in (False, True):
             if is_there:
                 state.touch()
-            status, lines, errors = self.run_it("-m", "128M", "-S", "in", restore=f"{state},{BOOT},2")
+            words = ("-kernel", "k", "-m", "128M", "-S", "in")
+            status, lines, errors = self.run_it(*words, restore=f"{state},{BOOT},2")
             self.assertEqual((status, errors), (0, ""))
             _, boot = (self.runtime / "run").read_text().split()
             self.assertNotEqual(boot, BOOT)
             arguments = [line.partition(" ")[2] for line in lines if line.startswith("argument ")]
-            self.assertEqual(arguments, ["-m", "128M", "-append", f"quiet hypeman.boot={boot}"])
+            line = f"quiet hypeman.boot={boot}"
+            self.assertEqual(arguments, ["-kernel", "k", "-m", "128M", "-append", line])
             self.assertNotIn("fd 9 file", lines)
 
     def test_a_restore_that_cannot_be_is_refused(self) -> None:
