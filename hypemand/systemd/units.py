@@ -414,9 +414,9 @@ class Units:
         known = (row for row in rows or [] if (row[2], row[3]) != ("not-found", "inactive"))
         return {vm: row[3] for row in known if (vm := find_vm(row[0])) is not None}
 
-    def watch(self, unit: str, callback: Callable[[], None]) -> None:
-        """Call back when the unit's state may have changed. Ask `status` what it is now: a signal may arrive
-        after the answer to a later call."""
+    def watch(self, unit: str, callback: Callable[[str], None]) -> None:
+        """Call back when the unit's state may have changed, with the ActiveState that was signalled last, if
+        one was. Ask `status` what it is now: a signal may arrive after the answer to a later call."""
         told: dict[str, Any] = {}
 
         def tell(changed: dict[str, Any]) -> None:
@@ -424,7 +424,7 @@ class Units:
             telling = told | changed
             if telling != told:
                 told = telling
-                callback()
+                callback(str(told.get(_ACTIVE_STATE, "")))
 
         self._bus.watch_properties(unit_path(unit), _TELLING, tell)
 

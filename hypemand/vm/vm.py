@@ -346,8 +346,14 @@ class Vm:
                 await (self.session.query_status() if wait_vmm else self.session.query_status(0))
             self._evaluate()
 
-    def _take_signal(self) -> None:
-        """The unit's state may have changed. Signals that come while a refresh is under way are one more."""
+    def _take_signal(self, active_state: str = "") -> None:
+        """The unit's state may have changed, to that. Signals that come while a refresh is under way are one
+        more."""
+        is_saved = self.session is not None and self.standby.has_saved(self.session)
+        is_ending = active_state == "deactivating" and self.is_ending
+        if is_ending or (is_saved and active_state in ("active", "deactivating")):
+            # a step of its end, of which nothing follows: the last one leads to another state
+            return
         if not self._stale:
             self._stale = True
             self._tasks.start("refresh", self.refresh(patient=True))

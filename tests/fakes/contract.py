@@ -101,7 +101,7 @@ async def signals_tell_of_each_state_and_the_last(stage: Stage) -> None:
                 changed.clear()
 
     await stage.bus.start_signals(lambda: None, DEADLINE)
-    stage.units.watch(U, changed.set)
+    stage.units.watch(U, lambda _: changed.set())
     await stage.begin(stop=Script("stop", waits=False))
     active = asyncio.create_task(follow("active"))
     await stage.ready()
@@ -436,7 +436,7 @@ async def a_second_stop_joins_the_first(stage: Stage) -> None:
 async def a_reexecution_changes_nothing(stage: Stage) -> None:
     changed = asyncio.Event()
     await stage.bus.start_signals(lambda: None, DEADLINE)
-    stage.units.watch(U, changed.set)
+    stage.units.watch(U, lambda _: changed.set())
     await stage.begin()
     before = await stage.ready()
     await stage.world.reexecute()

@@ -11,13 +11,16 @@ import pytest
 from hypemand.errors import NotFound
 from hypemand.model.evidence import Derived, derive_status_text
 from hypemand.model.state import Operation, State
-from hypemand.systemd.bus import BusError
+from hypemand.systemd.bus import BusError, unit_path
+from hypemand.systemd.units import SERVICE
+from hypemand.unitnames import unit_name
 from hypemand.vm import session as session_module
 from hypemand.vm import vm as vm_module
 from hypemand.vm.tracker import Moment
 from tests.fakes.host import FakeHost, drive
 
 LATE = "Connection timed out"
+UNIT = f"{SERVICE}.Unit"
 
 
 def test_a_list_is_what_was_seen_last_while_systemd_does_not_answer() -> None:
@@ -168,6 +171,26 @@ def test_a_wait_for_its_end_is_over_with_that() -> None:
         await host.manager.delete_vm("web")
         view, late = await wait
         assert (view.state, late) == (State.STOPPED, False)
+
+    drive(scenario)
+
+
+def test_of_the_steps_of_an_end_systemd_is_asked_nothing() -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        host.guest().heeds = False
+        await host.order("StopUnit", unit_name("web"))
+        await host.until(State.SHUTDOWN)
+        await host.until_true(lambda: host.vm().is_ending)
+        await host.manager.get_vm("web")
+        host.systemd.asked.clear()
+        for step in ("stop-sigterm", "stop-sigkill", "stop-post"):
+            told = {f"{UNIT}.ActiveState": "deactivating", f"{UNIT}.SubState": step}
+            host.systemd.deliver(unit_path(unit_name("web")), told)
+        await asyncio.sleep(0.02)
+        assert host.systemd.asked == []
+        await host.manager.kill_vm("web")
+        await host.until(State.STOPPED)
 
     drive(scenario)
 
