@@ -317,6 +317,7 @@ ExecStart=/bin/sh -c 'echo "%i" >>/root/alerts'
 """
 
 
+@pytest.mark.one_release
 def test_every_example_starts_and_what_it_names_is_started(other: TestHost) -> None:
     files = map(Path, other.run(["ls", EXAMPLES]).stdout.split())
     names = sorted(file.stem for file in files if file.suffix == ".yaml")

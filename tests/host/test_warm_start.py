@@ -24,7 +24,7 @@ ip -4 addr show dev eth0 | grep -o 'inet [0-9.]*'
 # what a program may draw or read as its own
 DRAWN = "head -c 16 /dev/urandom | hexdump -ve '/1 \"%02x\"'; echo"
 # as many as there is room for beside other tests; with --long, many
-SOME, MANY = 12, 50
+SOME, MANY = 8, 50
 COMMON = 'for d in /sys/block/vd*; do echo "$(cat $d/serial) $(cat $d/size) $(cat $d/ro)"; done'
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import pytest
+
 from tests.host.vms import STAYS, Vms
 
 TALKS = "echo up; while :; do echo tick; sleep 0.2; done"
@@ -108,6 +110,7 @@ def test_what_a_boot_has_shown_outlives_the_journal(vms: Vms) -> None:
     assert vms.wait(name, "Stopped")["exit_code"] == 4
 
 
+@pytest.mark.one_release
 def test_a_daemon_with_nothing_to_follow_sleeps_and_is_small(vms: Vms) -> None:
     for number in range(20):
         vms.write(f"idle-{number}", TALKS if number == 0 else STAYS)
