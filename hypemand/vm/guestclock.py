@@ -13,7 +13,7 @@ from hypemand.errors import HypemandError, TimedOut
 from hypemand.tasks import Tasks
 
 _log = logging.getLogger(__name__)
-LATE = 0.25
+LATE = 0.1
 """Seconds: by so much a clock may be wrong that was set."""
 # Between two attempts: what a guest or a host is busy with may last.
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
