@@ -46,8 +46,11 @@ class TemplateVmms:
             await server.ended.wait()
         return 0
 
-    async def _report(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A guest that does not boot says nothing, to whoever listens until it leaves."""
         try:
+            if not self.boots:
+                await reader.read()
             while self.boots and not writer.is_closing():
                 writer.write(b"HYPEMAN-TEMPLATE\n")
                 await writer.drain()
