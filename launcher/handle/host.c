@@ -99,6 +99,12 @@ static void take_signals(struct host *host)
     }
 }
 
+void forget_signals(struct host *host)
+{
+    take_signals(host);
+    host->has_ended = host->is_news = false;
+}
+
 /* Wait for a signal, or for a descriptor (-1: none) to become readable: is it, and no signal has come? */
 static bool wait_once(struct host *host, int fd, int milliseconds)
 {

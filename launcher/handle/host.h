@@ -60,6 +60,9 @@ enum unit_state ask_of(struct host *host, const char *pattern, pid_t *process);
 /** Is the host being shut down? Not, as far as is known, where systemd does not say so within 5 s. */
 bool is_shutting_down(struct host *host);
 
+/** What the daemon has said until now, whether it was read or not, is of no matter any more. */
+void forget_signals(struct host *host);
+
 /** Wait until a signal comes, or for so many milliseconds. */
 void wait_for(struct host *host, int milliseconds);
 

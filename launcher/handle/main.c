@@ -160,7 +160,7 @@ static int follow(struct host *host, bool ready)
     int pause = FIRST_PAUSE;
     bool ended = false;
     hold_process(host);
-    host->has_ended = false; /* that was the run before */
+    forget_signals(host); /* of the run before: systemd is asked now */
     for (;;) {
         pid_t process = 0;
         host->is_news = false;

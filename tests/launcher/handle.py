@@ -63,6 +63,8 @@ class Daemon:
         self._streams = streams
         self._status = status
         self._is_looked_at = threading.Event()
+        # before a start is answered
+        self.on_start: Callable[[], None] = lambda: None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(4)
@@ -88,6 +90,7 @@ class Daemon:
             self.asked.append(asked)
             if asked.startswith("POST"):
                 self._is_looked_at.wait(DEADLINE)
+                self.on_start()
                 connection.sendall(f"HTTP/1.0 {self._status} X\r\n\r\n{{}}".encode())
                 return
             connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
@@ -329,6 +332,24 @@ class HandleTest(unittest.TestCase):
         self.notified.settimeout(0.0)
         with self.assertRaises(BlockingIOError):
             self.hear_ready()
+
+    def test_the_end_of_the_run_before_the_one_that_it_started_is_not_its_end(self) -> None:
+        """The daemon tells the unit of it, which may be another process by then."""
+        daemon, is_started = self.serve(RUNS), threading.Event()
+
+        def tell() -> None:
+            is_started.wait(DEADLINE)
+            process.send_signal(signal.SIGWINCH)
+
+        daemon.on_start = tell
+        self.set_unit("active")
+        process = self.start()
+        is_started.set()
+        self.await_ready()
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGWINCH)
+        self.assertEqual((process.wait(DEADLINE), self.calls()), (0, []))
 
     def test_a_program_that_has_done_its_work_at_once_is_no_failure(self) -> None:
         self.serve({"state": "Stopped", "exit_code": 0, "exit_message": "done", "exit_success": True})
