@@ -125,10 +125,12 @@ static void remove_root(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static bool made = false; /* its name may end in an X then, too */
     struct input input = {data, size};
     pthread_t thread;
-    if (root[sizeof root - 2] == 'X')
+    if (!made)
         demand(mkdtemp(root) != NULL && atexit(remove_root) == 0);
+    made = true;
     demand(pthread_create(&thread, NULL, run, &input) == 0 && pthread_join(thread, NULL) == 0);
     return 0;
 }
