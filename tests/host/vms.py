@@ -52,6 +52,7 @@ BOOT_DEADLINE = 180.0
 END_DEADLINE = 180.0
 # then the daemon is asked, lest a change that it has missed be waited for
 FOLLOW_SECONDS = 3.0
+JOURNAL_SECONDS = 10.0
 
 # argv: name, uid. Prints all that a host still has of a VM beside what the daemon says.
 TRACES = """
@@ -251,13 +252,17 @@ class Vms:
         """Wait until the guest has written a line so often."""
         argv = ["journalctl", "--follow", "--no-tail", "--all", "--output=cat"]
         seen: list[str] = []
-        with self.host.popen([*argv, f"_SYSTEMD_UNIT=hypeman-vm-{name}.service"]) as journal:
-            assert journal.stdout is not None
-            with suppress(TimeoutError):
-                for text in read_lines(journal.stdout, time.monotonic() + deadline):
-                    seen.append(text)
-                    if text == line and seen.count(line) == times:
-                        return
+        until = time.monotonic() + deadline
+        # not by one alone: a journalctl may sleep on although there is another entry, until there is one more
+        while time.monotonic() < until:
+            seen.clear()
+            with self.host.popen([*argv, f"_SYSTEMD_UNIT=hypeman-vm-{name}.service"]) as journal:
+                assert journal.stdout is not None
+                with suppress(TimeoutError):
+                    for text in read_lines(journal.stdout, min(until, time.monotonic() + JOURNAL_SECONDS)):
+                        seen.append(text)
+                        if text == line and seen.count(line) == times:
+                            return
         raise AssertionError(
             f"{name} has not written {line!r} {times} times in {deadline:g} s; at last: {seen[-5:]}"
         )
