@@ -45,17 +45,20 @@ class GuestClock:
         if self._may_set() and (self._setting is None or self._setting.done()):
             self._setting = self._tasks.start("clock", self._set())
 
-    def forget(self) -> None:
-        """It is being set in another way."""
+    async def set_by(self, order: Callable[[], Awaitable[None]]) -> None:
+        """Have it set by an order that does more than that; what this raises is the caller's."""
         self._due.clear()
+        if not await self._is_in_time(order):
+            self.keep()
 
     async def _set(self) -> None:
         pauses = iter(_PAUSES)
         try:
             while self._due.is_set() and self._may_set():
                 self._due.clear()
-                if await self._set_once():
-                    continue
+                with suppress(TimedOut):
+                    if await self._is_in_time(self._order):
+                        continue
                 pause = next(pauses, None)
                 if pause is None:
                     _log.warning("VM %s: its clock may be wrong: its agent takes long to answer", self._vm)
@@ -67,11 +70,8 @@ class GuestClock:
             self._due.set()
             _log.warning("VM %s: its clock may be wrong: %s", self._vm, error)
 
-    async def _set_once(self) -> bool:
-        """Is it right now?"""
+    async def _is_in_time(self, order: Callable[[], Awaitable[None]]) -> bool:
+        """Has the answer come before what was set is wrong?"""
         began = self._clock()
-        try:
-            await self._order()
-        except TimedOut:
-            return False
+        await order()
         return self._clock() - began <= LATE

@@ -33,7 +33,7 @@ from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
 from hypemand.vm.folders import WARM
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
-from hypemand.vm.guestclock import LATE, GuestClock
+from hypemand.vm.guestclock import GuestClock
 from hypemand.vm.retry import Backoff
 from hypemand.vm.tracker import BootNotes, BootTracker
 from hypemand.vm.watcher import LATER, SOON
@@ -372,14 +372,9 @@ class Session:
 
     async def _thaw(self, channel: AgentChannel) -> None:
         """Have a guest go on whose processes stand still, as who it is."""
-        resumption = self.resumption
-        # which sets its clock
-        self._clock.forget()
-        began = time.monotonic()
-        await channel.thaw(Thaw(identity=None if resumption is None else resumption.identity))
+        thaw = Thaw(identity=None if self.resumption is None else self.resumption.identity)
+        await self._clock.set_by(partial(channel.thaw, thaw))
         self.resumption = None
-        if time.monotonic() - began > LATE:
-            self.keep_clock()
 
     async def freeze(self) -> None:
         """Have the guest's processes stand still, and what they have written be on its disks, for a save. Who

@@ -88,6 +88,21 @@ def test_a_guest_that_stands_still_is_not_asked_until_it_goes_on() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("takes", "orders"), [(LATE / 2, 0), (2 * LATE, 1)])
+def test_another_order_that_sets_it_is_enough_if_its_answer_came_in_time(takes: float, orders: int) -> None:
+    async def scenario() -> None:
+        agent, tasks = Agent([0.01]), Tasks("test")
+
+        async def thaw() -> None:
+            agent.now += takes
+
+        await GuestClock("web", tasks, agent.set_clock, lambda: True, lambda: agent.now).set_by(thaw)
+        await tasks.close(patience=60)
+        assert agent.orders == orders
+
+    asyncio.run(scenario())
+
+
 def test_what_goes_wrong_is_logged_and_it_is_set_the_next_time(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         agent, tasks = Agent([0.01, 0.01]), Tasks("test")
