@@ -89,8 +89,8 @@ async def _save(parts: Parts, vm: Vm, session: Session, program: _Program, *, at
         notes = session.tracker.notes
         await run_in(Pool.TOOLS, vm.runs.files.keep_saved_end, session.run, notes)
 
-    async def write(making: Path, ready: asyncio.Task[SaveFacts]) -> None:
-        await _write(session, making, program, ready)
+    async def write(folder: Path, ready: asyncio.Task[SaveFacts]) -> None:
+        await _write(session, folder, program, ready)
         # PID 1 has processes to move when the unit ends
         parts.easing.begin()
         await finish(commit(), f"commit of {vm.name}")

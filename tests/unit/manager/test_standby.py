@@ -478,15 +478,20 @@ def test_a_save_is_prepared_while_the_guest_is_frozen_and_begins_then() -> None:
     drive(scenario)
 
 
+async def stop_save(host: FakeHost, task: asyncio.Task[object]) -> None:
+    """Stop the unit of a VM that is being saved: nothing is saved of it."""
+    await host.order("StopUnit", "hypeman-vm-web.service")
+    with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
+        await task
+    await host.until_ended()
+    assert saves(host) == set()
+
+
 def test_a_stop_that_comes_while_the_guest_is_frozen_ends_a_save() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         task = await begin_freeze(host)
-        await host.order("StopUnit", "hypeman-vm-web.service")
-        with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
-            await task
-        await host.until_ended()
-        assert saves(host) == set()
+        await stop_save(host, task)
 
     drive(scenario)
 
@@ -503,11 +508,7 @@ def test_a_stop_ends_a_save() -> None:
         with pytest.raises(WrongState, match=r"web is Paused \(entering standby since 0 s, by ") as refused:
             check_allowed(Operation.EXEC, host.vm().state, "web", ongoing=ongoing)
         assert "wait until that is over" in str(refused.value)
-        await host.order("StopUnit", "hypeman-vm-web.service")
-        with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
-            await task
-        await host.until_ended()
-        assert saves(host) == set()
+        await stop_save(host, task)
 
     drive(scenario)
 
