@@ -462,7 +462,11 @@ class Vmms:
         if process.argv[:2] == (ENDING, "stop"):
             saved = find_saved(Path(process.argv[4]) / STANDBY)
             is_saved = saved is not None and saved.run == process.env["INVOCATION_ID"]
-            return 0 if is_saved else await self._stop(vm)
+            if not is_saved:
+                await self._stop(vm)
+            if (may_end := self.of(vm).ends_stop) is not None:
+                await may_end.wait()
+            return 0
         if "hypemand.unit.exit" in process.argv:
             return await self._note_end(process)
         return await self._run_vmm(vm, process)
@@ -478,18 +482,15 @@ class Vmms:
             if self.live.get(vm) is vmm:
                 del self.live[vm]
 
-    async def _stop(self, vm: str) -> int:
+    async def _stop(self, vm: str) -> None:
         """launcher/ending: the guest is told by the stop port, and its end is waited for."""
         vmm, behaviour = self.live.get(vm), self.of(vm)
         if vmm is None:
-            return 0
+            return
         vmm.heard_stop = True
         if behaviour.heeds:
             vmm.exit(behaviour.code, "stopped on request")
         await vmm.ended.wait()
-        if behaviour.ends_stop is not None:
-            await behaviour.ends_stop.wait()
-        return 0
 
     async def _note_end(self, process: Process) -> int:
         """launcher/ending, and where that executes it hypemand.unit.exit, with this journal and systemd."""
