@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hypemand.model.logs import MAX_LINE, LogLine, LogSource
 from hypemand.protocol.sentinels import derive_user_text
-from hypemand.systemd.journal import STAGE_FIELD, LogJournal, get_field
+from hypemand.systemd.journal import STAGE_FIELD, LogJournal, get_field, seek_behind
 from hypemand.unitnames import unit_name
 from hypemand.vm.vm import Vm
 from hypemand.vmm import messages
@@ -76,6 +76,8 @@ class VmLog:
         self._identifiers = {name.encode() for name in names}
         self._missing = 0
         self._since = 0
+        # of the line that was read last, or is the last one not to be read
+        self._cursor: str | None = None
         self._message: bytes | None = None
         self._numbers = _Numbers()
         self._reader = journal.open()
@@ -110,8 +112,8 @@ class VmLog:
             if not self._reader._previous():
                 self._reader.seek_head()
                 return True
-            # `read` begins with the line after the one that the reader stands on
             if self._missing == 0 or self._reader._get_realtime() < self._since:
+                self._cursor = self._reader._get_cursor()
                 return True
             self._take_message()
             self._missing -= self._find_wanted() is not None
@@ -120,10 +122,14 @@ class VmLog:
     def read(self) -> list[LogLine]:
         """The next lines; empty when there are none now."""
         lines: list[LogLine] = []
+        has_read = False
         for _ in range(_BATCH):
             if not self._reader._next():
                 break
+            has_read = True
             lines += self._read_entry()
+        if has_read:
+            self._cursor = self._reader._get_cursor()
         return lines
 
     def _read_entry(self) -> list[LogLine]:
@@ -147,8 +153,12 @@ class VmLog:
         return lines
 
     def process(self) -> None:
-        """Take notice of files that journald has added or rotated."""
+        """The journal has changed: have `read` look again, also in files that journald has added."""
         self._reader.process()
+        if self._cursor is None and self._since:
+            self._reader.seek_realtime(self._since)
+        else:
+            seek_behind(self._reader, self._cursor)
 
     @property
     def fd(self) -> int:

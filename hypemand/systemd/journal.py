@@ -61,6 +61,15 @@ class LogReader(Protocol):
     def seek_realtime(self, microseconds: int, /) -> None:
         """Before the first line from that time on, since the epoch."""
 
+    def seek_cursor(self, cursor: str, /) -> None:
+        """Before the line of that cursor, or where that would be."""
+
+    def _get_cursor(self) -> str:
+        """That of the line."""
+
+    def test_cursor(self, cursor: str, /) -> bool:
+        """Is it that of the line?"""
+
     def _next(self) -> bool:
         """To the next line; False: there is none."""
 
@@ -93,6 +102,23 @@ class LogJournal(Protocol):
         """Wait, not for long, until all that journald has been sent can be read. Blocks."""
 
 
+def seek_behind(reader: LogReader, cursor: str | None) -> None:
+    """Have the line behind the one of that cursor come next, even where that one is gone; None: the first.
+
+    Who follows the journal does so before each look that comes after one that found nothing. sd-journal looks
+    for a matching entry when the number of entries in the file has changed, and no more until it changes
+    again; and journald counts an entry before it links it to the fields that are matched. A look in between
+    finds nothing, and the entry would be seen with the next one, whenever that comes.
+    """
+    if cursor is None:
+        reader.seek_head()
+        return
+    reader.seek_cursor(cursor)
+    # another line than that, which is gone, has not been read
+    if reader._next() and not reader.test_cursor(cursor) and not reader._previous():
+        reader.seek_head()
+
+
 class SystemLogJournal:
     """Implements LogJournal: of this host."""
 
@@ -119,6 +145,7 @@ class BootJournal:
     def __init__(self, invocation_id: str) -> None:
         self._match = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
         self._cursor: str | None = None
+        self._is_at_end = False
         self._open()
 
     def _open_files(self) -> None:
@@ -129,12 +156,7 @@ class BootJournal:
 
     def _open(self) -> None:
         self._open_files()
-        if self._cursor is None:
-            self._reader.seek_head()
-            return
-        self._reader.seek_cursor(self._cursor)
-        if self._reader._next() and not self._reader.test_cursor(self._cursor):
-            self._reader._previous()  # that line is gone: this one has not been read
+        seek_behind(self._reader, self._cursor)
 
     def reopen(self) -> None:
         """Open the journal's files anew, and go on behind the line that was read last."""
@@ -149,6 +171,8 @@ class BootJournal:
         """
         if _read_folder_times() != self._folders:
             self.reopen()
+        elif self._is_at_end:
+            seek_behind(self._reader, self._cursor)
         return self._read(limit)
 
     def _read(self, limit: int) -> list[JournalLine]:
@@ -157,6 +181,7 @@ class BootJournal:
             lines.append(self._line())
         if lines:
             self._cursor = self._reader._get_cursor()
+        self._is_at_end = len(lines) < limit
         return lines
 
     def read_backwards(self, limit: int) -> Iterator[JournalLine]:

@@ -21,11 +21,13 @@ class Entry(NamedTuple):
 
 
 class FakeJournal:
-    """What units have printed. `broken`: boots cannot be read; `failure`: raised to who reads a log on."""
+    """What units have printed. `broken`: boots cannot be read; `failure`: raised to who reads a log on;
+    `unlinked`: the entries from there on are counted, and not yet linked to the fields that are matched."""
 
     def __init__(self) -> None:
         self.broken = False
         self.failure: Exception | None = None
+        self.unlinked: int | None = None
         self.entries: list[Entry] = []
         self.open_logs: set[FakeLogReader] = set()
         self._lines: dict[str, list[JournalLine]] = {}
@@ -45,6 +47,10 @@ class FakeJournal:
         if message is not None:
             values["MESSAGE"] = message
         self.entries.append(Entry(values, time.time() if realtime is None else realtime))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have those who follow a log notice that it has changed."""
         for reader in tuple(self.open_logs):
             reader.wake()
 
@@ -93,6 +99,8 @@ class FakeLogReader:
         self._matches: dict[str, set[bytes]] = {}
         self._at = -1
         self._is_at_end = False
+        # of the entries, at the end; it looks no further while there are no more
+        self._counted: int | None = None
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         journal.open_logs.add(self)
@@ -108,28 +116,51 @@ class FakeLogReader:
         field, _, value = match.partition("=")
         self._matches.setdefault(field, set()).add(value.encode())
 
+    @property
+    def is_blind(self) -> bool:
+        """Does it look no further before there is another entry?"""
+        return self._counted == len(self._journal.entries)
+
+    def _seek(self, at: int) -> None:
+        self._at, self._counted = at, None
+
     def seek_head(self) -> None:
         """See LogReader."""
-        self._at = -1
+        self._seek(-1)
 
     def seek_tail(self) -> None:
         """See LogReader."""
-        self._at = len(self._journal.entries)
+        self._seek(len(self._journal.entries))
 
     def seek_realtime(self, microseconds: int, /) -> None:
         """See LogReader."""
         times = [round(entry.realtime * 1e6) for entry in self._journal.entries]
-        self._at = next((at for at, time in enumerate(times) if time >= microseconds), len(times)) - 1
+        self._seek(next((at for at, time in enumerate(times) if time >= microseconds), len(times)) - 1)
+
+    def seek_cursor(self, cursor: str, /) -> None:
+        """See LogReader."""
+        self._seek(int(cursor) - 1)
+
+    def _get_cursor(self) -> str:
+        return str(self._at)
+
+    def test_cursor(self, cursor: str, /) -> bool:
+        """See LogReader."""
+        return int(cursor) == self._at
 
     def _fits(self, at: int) -> bool:
+        if self._journal.unlinked is not None and at >= self._journal.unlinked:
+            return False
         fields = self._journal.entries[at].fields
         return all(fields.get(field) in values for field, values in self._matches.items())
 
     def _next(self) -> bool:
-        for at in range(self._at + 1, len(self._journal.entries)):
+        count = len(self._journal.entries)
+        for at in range(self._at + 1, count if count != self._counted else 0):
             if self._fits(at):
                 self._at = at
                 return True
+        self._counted = count
         if self._is_at_end and self._journal.failure is not None:
             raise self._journal.failure
         self._is_at_end = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of a boot, read backwards while journald removes files of it."""
+"""The journal of a boot, read while journald writes and removes files of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ ALL = [str(number) for number in range(1000)]
 @dataclass
 class Journald:
     """Lines by number, in files of a hundred. `vacuum` removes the oldest files; `at` is called before a line
-    of that number is read."""
+    of that number is read. `unlinked`: the lines from there on are counted, and cannot be matched yet."""
 
     lines: list[int] = field(default_factory=lambda: list(range(1000)))
     broken: set[int] = field(default_factory=set)
     at: dict[int, Callable[[], None]] = field(default_factory=dict)
     times: int = 0
     opened: int = 0
+    unlinked: int = 10_000
 
     def vacuum(self, below: int) -> None:
         self.lines = [number for number in self.lines if number >= below]
@@ -39,6 +40,7 @@ class FakeReader:
         self._known = list(journald.lines)
         self._at: float = -1
         self._seeks = False
+        self._counted: int | None = None
 
     data_threshold = 0
 
@@ -46,17 +48,30 @@ class FakeReader:
         pass
 
     def seek_head(self) -> None:
-        self._at = -1
+        self._at, self._counted = -1, None
 
     def seek_tail(self) -> None:
         self._at = 10_000
 
     def seek_cursor(self, cursor: str) -> None:
         # the line itself is the next one in either direction
-        self._at = int(cursor) + 0.5
+        self._at, self._seeks, self._counted = int(cursor), True, None
+
+    def _next(self) -> bool:
+        count, self._seeks, seeks = len(self._journald.lines), False, self._seeks
+        if count == self._counted:
+            return False
+        known = [number for number in self._journald.lines if number < self._journald.unlinked]
+        after = [number for number in known if number > self._at or (seeks and number == self._at)]
+        if not after:
+            self._counted = count
+            return False
+        self._at, self._counted = after[0], None
+        return True
 
     def _previous(self) -> bool:
-        before = [number for number in self._known if number < self._at]
+        seeks, self._seeks, self._counted = self._seeks, False, None
+        before = [number for number in self._known if number < self._at or (seeks and number == self._at)]
         if not before:
             return False
         self._at = before[-1]
@@ -89,11 +104,51 @@ class FakeReader:
         self._known = []
 
 
-def read(monkeypatch: pytest.MonkeyPatch, journald: Journald, limit: int = 5000) -> list[str]:
+def open_journal(monkeypatch: pytest.MonkeyPatch, journald: Journald) -> BootJournal:
     monkeypatch.setattr(journal_module, "_Reader", lambda: FakeReader(journald))
     monkeypatch.setattr(journal_module, "_read_folder_times", lambda: [journald.times])
-    journal = BootJournal("b" * 32)
+    return BootJournal("b" * 32)
+
+
+def read(monkeypatch: pytest.MonkeyPatch, journald: Journald, limit: int = 5000) -> list[str]:
+    journal = open_journal(monkeypatch, journald)
     return [line.message.decode() for line in journal.read_backwards(limit)]
+
+
+def read_on(journal: BootJournal) -> list[str]:
+    return [line.message.decode() for line in journal.read(5)]
+
+
+def test_lines_come_once_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    journald = Journald(lines=[0, 1])
+    journal = open_journal(monkeypatch, journald)
+    assert (read_on(journal), read_on(journal)) == (["0", "1"], [])
+    journald.lines += [2]
+    assert (read_on(journal), read_on(journal)) == (["2"], [])
+    journald.lines += range(3, 10)
+    assert (read_on(journal), read_on(journal), read_on(journal)) == (ALL[3:8], ALL[8:10], [])
+
+
+@pytest.mark.parametrize("there", [[], [0, 1]])
+def test_a_line_that_was_counted_and_not_yet_linked_comes_without_another_one(
+    monkeypatch: pytest.MonkeyPatch, there: list[int]
+) -> None:
+    journald = Journald(lines=list(there), unlinked=2)
+    journal = open_journal(monkeypatch, journald)
+    assert read_on(journal) == [str(number) for number in there]
+    journald.lines += [2]
+    assert read_on(journal) == []
+    journald.unlinked = 3
+    assert (read_on(journal), read_on(journal)) == (["2"], [])
+
+
+def test_where_the_last_line_is_gone_the_next_one_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    journald = Journald(lines=[0, 1])
+    journal = open_journal(monkeypatch, journald)
+    assert read_on(journal) == ["0", "1"]
+    journald.lines += [2, 3]
+    journald.vacuum(2)
+    assert (read_on(journal), read_on(journal)) == (["2", "3"], [])
 
 
 def test_all_lines_come_newest_first(monkeypatch: pytest.MonkeyPatch) -> None:
