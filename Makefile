@@ -16,7 +16,7 @@ SUITE_OPTIONS = $(SUITES:%=--suite=%)
 # side by side, in the groups of tests/schedule.py; ARGS='-n 0 --pdb' for one process
 GROUPS = --numprocesses=4 --dist=loadgroup
 
-.PHONY: help parts setup deb compiled test test-new-machine test-local test-unit test-host test-cluster durations lint
+.PHONY: help parts setup deb compiled test test-new-machine test-local test-unit test-host test-warm test-cluster durations lint
 .PHONY: check-guest check-nss check-launcher format demo bench bench-hostile bench-many bench-health bench-limits bench-standby bench-warm bench-compare soak clean
 
 help: ## this list
@@ -49,6 +49,11 @@ test-new-machine: ## the same in a clean Debian root: SUITE=trixie for Debian 13
 
 test-local: deb ## lint, guest C tests and unit tests: all that needs no test host
 	@$(PYTEST) -m 'not host' $(GROUPS) $(ARGS)
+
+# those of what a start is followed by
+WARM = lifecycle guest_faults systemd_mode volumes network
+test-warm: deb ## tests of VMs, with VMs that start warm
+	@$(PYTEST) $(WARM:%=tests/host/test_%.py) --warm $(GROUPS) $(SUITE_OPTIONS) $(ARGS)
 
 test-cluster: deb ## VMs in a cluster of three hosts with corosync and Pacemaker, which are killed, shut down and cut off
 	@$(PYTEST) tests/host/test_cluster.py --long $(SUITE_OPTIONS) $(ARGS)

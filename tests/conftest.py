@@ -3,6 +3,7 @@
 
 import gc
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -31,7 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--long", action="store_true", help="run what is marked long, too (make test-cluster)")
     parser.addoption(
-        "--warm", action="store_true", help="VMs of the shared host start from templates, where they can"
+        "--warm",
+        action="store_true",
+        help="VMs of the shared host start from templates, where they can (make test-warm)",
     )
     parser.addoption(
         "--record-durations",
@@ -101,14 +104,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def count_starts(host: TestHost, stage: str) -> int:
+    """The runs of VMs of which the journal has that stage."""
+    fields = "HYPEMAN_STAGE,_SYSTEMD_INVOCATION_ID"
+    stages = f"journalctl --unit='hypeman-vm-*' --output=json --output-fields={fields}"
+    runs = """grep -o '"_SYSTEMD_INVOCATION_ID":"[0-9a-f]*"' | sort --unique | wc --lines"""
+    return int(host.shell(f"{stages} | grep 'name={stage} ' | {runs}").stdout)
+
+
 @pytest.fixture(scope="session")
 def host(suite: Suite, pytestconfig: pytest.Config) -> Iterator[TestHost]:
     """A host with our packages installed that all tests of a suite share: leave it as you found it."""
     with start_host(suite) as shared:
-        if pytestconfig.getoption("--warm"):
-            shared.push("/etc/hypemand/hypemand.yaml.d/50-warm.yaml", "warm_start: {mode: auto}\n")
-            shared.run(["systemctl", "reload", "hypemand"])
+        if not pytestconfig.getoption("--warm"):
+            yield shared
+            return
+        shared.push("/etc/hypemand/hypemand.yaml.d/50-warm.yaml", "warm_start: {mode: auto}\n")
+        shared.run(["systemctl", "reload", "hypemand"])
         yield shared
+        # the first stage of a warm start, and of a boot
+        warm, cold = (count_starts(shared, stage) for stage in ("thaw", "mounts"))
+        print(f"{suite}: {warm} warm starts and {cold} boots", file=sys.stderr)
+        assert warm > cold, "most of these tests were to be of warm starts"
 
 
 @pytest.fixture
