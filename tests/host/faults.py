@@ -32,7 +32,6 @@ systemctl list-units --plain --no-legend --state=active,activating,deactivating 
 pgrep --list-full --full -- "-name guest=$1," || true
 pgrep --list-full --full -- "hypemand[.]unit.* $1( |$)" || true
 ls -d "/run/hypemand/vms/$1" 2>/dev/null || true
-machinectl --no-legend list | grep "^[^ ]*$1 " || true
 """
 ALL_TRACES = """
 systemctl list-units --all --plain --no-legend "hypeman-vm-$1.service"
@@ -60,9 +59,21 @@ def find_live_traces(host: TestHost, name: str) -> list[str]:
 
 
 def find_traces(host: TestHost, name: str) -> list[str]:
-    """All that a VM that is no more must not have."""
+    """All that a VM that is no more must not have, but for what machined knows."""
     found = host.run(["sh", "-c", ALL_TRACES, "traces", name]).stdout.splitlines()
     return find_live_traces(host, name) + found
+
+
+def is_registered(host: TestHost, name: str) -> bool:
+    """Does machined know a machine of that name? It forgets one that has ended when it has nothing else to
+    do, which may be after it has answered a question."""
+    return host.run(["machinectl", "show", name], check=False).ok
+
+
+def check_gone(host: TestHost, name: str) -> None:
+    """Nothing of a VM is left now, and soon no machine either."""
+    assert find_traces(host, name) == []
+    host.wait_until(lambda: not is_registered(host, name), f"machined has forgotten {name}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,10 @@ class Vm:
         """Wait until it is Stopped and, soon after, nothing of the run is left; gives what is known of it
         then."""
         self.wait("Stopped", deadline)
-        self.host.wait_until(lambda: find_live_traces(self.host, self.name) == [], what="nothing is left")
+        self.host.wait_until(
+            lambda: find_live_traces(self.host, self.name) == [] and not is_registered(self.host, self.name),
+            what="nothing is left",
+        )
         return self.show()
 
     def unit(self, prop: str) -> str:
@@ -108,7 +122,7 @@ class Vm:
     def remove(self) -> None:
         """Remove it by force; nothing of it may stay."""
         ctl(self.host, "rm", "-f", self.name)
-        assert find_traces(self.host, self.name) == []
+        check_gone(self.host, self.name)
 
 
 @contextlib.contextmanager

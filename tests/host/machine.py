@@ -274,7 +274,9 @@ class TestHost:
         return result
 
     def journal(self, *matches: str, since: float | None = None) -> list[dict[str, str]]:
-        """Entries that fit all of journalctl's matches or options, oldest first; binary values decoded."""
+        """Entries that fit all of journalctl's matches or options, oldest first; binary values decoded. All
+        that was sent before is among them: journald reads what waits for it in its own time."""
+        self.run(["journalctl", "--sync"])
         since_option = [f"--since=@{since:.6f}"] if since is not None else []
         argv = ["journalctl", "--no-pager", "--all", "--output=json", *since_option, *matches]
         lines = self.run(argv).stdout.splitlines()
@@ -313,6 +315,7 @@ class TestHost:
         if not self._leader:
             return self.console_tail()
         failed = self.run(["systemctl", "--failed", "--no-pager", "--full"], check=False)
+        self.run(["journalctl", "--sync"], check=False)
         journal = self.run(
             ["journalctl", "--no-pager", "--output=short-precise", f"--since=@{since:.0f}", "--lines=200"],
             check=False,

@@ -265,9 +265,9 @@ class Watch(Lines):
         super().__init__(process)
         self.name = name
         self.frames: list[bytes] = []
-        assert self.next(20) == "watching", name
+        assert self.next(60) == "watching", name
 
-    def sees(self, token: bytes, deadline: float = 20) -> bool:
+    def sees(self, token: bytes, deadline: float = 60) -> bool:
         """A frame with these bytes has passed or does so in time."""
         end = time.monotonic() + deadline
         while not self.has_seen(token):

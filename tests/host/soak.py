@@ -29,7 +29,7 @@ from enum import StrEnum
 from http.client import HTTPException
 
 from tests.host.command import Result
-from tests.host.faults import find_live_traces
+from tests.host.faults import find_live_traces, is_registered
 from tests.host.lab import start_host
 from tests.host.machine import TestHost
 from tests.host.recipe import Suite
@@ -282,7 +282,8 @@ class Soak:
         def left() -> list[str]:
             device = self.host.run(["ip", "-o", "link", "show", f"hv{uid}"], check=False)
             wrong = [] if (found := self._list_saved(name)) == saved else [f"saved: {found}"]
-            return [*find_live_traces(self.host, name), *device.stdout.splitlines(), *wrong]
+            machine = [f"machine {name}"] if is_registered(self.host, name) else []
+            return [*find_live_traces(self.host, name), *machine, *device.stdout.splitlines(), *wrong]
 
         self._wait_for_none(name, state, left)
 

@@ -13,7 +13,7 @@ import hypeman
 import pytest
 
 from tests.clientcalls import VM, Walk, read_table, render_table
-from tests.host.faults import BUSYBOX, DROPIN, find_traces, write_definition
+from tests.host.faults import BUSYBOX, DROPIN, check_gone, write_definition
 from tests.host.machine import TestHost
 from tests.openapi_check import Description
 
@@ -82,7 +82,7 @@ def test_the_life_of_an_instance_with_the_published_client(host: TestHost, clien
         client.instances.delete("api-life")
     with pytest.raises(hypeman.NotFoundError):
         client.instances.get("api-life")
-    assert find_traces(host, "api-life") == []
+    check_gone(host, "api-life")
 
 
 def _health(client: hypeman.Hypeman, name: str) -> str | None:
@@ -110,7 +110,7 @@ def test_every_call_of_the_published_client_is_answered(host: TestHost, client: 
         host.run(["rm", "-rf", "/srv/api-calls"])
     assert set(found.values()) == {"yes", "not_supported"}, found
     assert render_table(found) == read_table()
-    assert find_traces(host, VM) == []
+    check_gone(host, VM)
 
 
 def test_a_log_is_followed_to_the_end_of_the_run(client: hypeman.Hypeman) -> None:
@@ -231,7 +231,7 @@ def test_every_question_is_answered_as_described(host: TestHost, http: httpx.Cli
         assert http.post(f"/instances/{name}/stop", json={"timeout": "20s"}).json()["state"] == "Stopped"
     finally:
         assert http.delete(f"/instances/{name}").status_code == 204
-    assert find_traces(host, name) == []
+    check_gone(host, name)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_refusal_has_code_and_words_and_makes_nothing(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.json()["message"]
     assert http.get("/instances").json() == []
-    assert find_traces(host, "x") == []
+    check_gone(host, "x")
 
 
 def test_a_reload_tells_of_broken_files(host: TestHost, http: httpx.Client) -> None:

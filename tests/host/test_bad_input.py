@@ -17,6 +17,7 @@ from tests.host.faults import (
     SMALL_DEFINITION,
     VM_DIR,
     Vm,
+    check_gone,
     ctl,
     define_vm,
     find_traces,
@@ -101,7 +102,7 @@ def test_a_broken_file_is_told_with_its_place_and_harms_no_other(
         journal = "\n".join(entry["MESSAGE"] for entry in host.journal("-u", "hypemand", f"CODE_FILE={path}"))
         assert line.removeprefix("hypemanctl: ") in journal
         assert ctl(host, "show", "broken", check=False).code == 10
-        assert find_traces(host, "broken") == []
+        check_gone(host, "broken")
     assert bystander.show()["state"] == "Running"
 
 
@@ -140,7 +141,7 @@ def test_a_name_that_the_api_has_taken_is_not_given_to_a_file(host: TestHost) ->
         assert "a VM taken was already created with the API" in told
         assert vm.show()["origin"] == "api"
         vm.wait("Running")
-    assert find_traces(host, "taken") == []
+    check_gone(host, "taken")
 
 
 @pytest.mark.parametrize("name", ["-x", "Über", "a" * 64, "UPPER", "under_score", "dot.dot"])
@@ -185,7 +186,7 @@ def assert_run_refused(host: TestHost, words: str, *options: str, image: str = B
     before = host.run(["ls", "/var/lib/hypemand/vms", "/run/hypemand/vms", "/run/userdb"]).stdout
     refused = ctl(host, "run", "--name=refused", *SMALL, *options, image, "true", check=False)
     assert (refused.code, bool(re.search(words, refused.stderr))) == (125, True), refused.describe()
-    assert find_traces(host, "refused") == []
+    check_gone(host, "refused")
     assert host.run(["ls", "/var/lib/hypemand/vms", "/run/hypemand/vms", "/run/userdb"]).stdout == before
 
 

@@ -122,8 +122,8 @@ def test_a_start_ends_what_is_left_of_an_earlier_run(vms: Vms, ends: str) -> Non
     vms.start(name)
     assert vms.execute(name, "echo", "here") == "here\n"
     assert not is_there(vms, pid)
-    warnings = vms.host.run(["journalctl", "--unit=hypemand", "--priority=warning"]).stdout
-    assert f"systemd still has the unit {unit} of an earlier run" in warnings
+    warnings = [e["MESSAGE"] for e in vms.host.journal("--unit=hypemand", "--priority=warning")]
+    assert any(f"systemd still has the unit {unit} of an earlier run" in text for text in warnings)
 
 
 def test_a_daemon_that_dies_at_once_is_tried_less_and_less_often(vms: Vms) -> None:

@@ -16,11 +16,13 @@ from hypemand.systemd.bus import unit_path
 from tests.host.machine import TestHost
 from tests.host.vms import (
     BOOT_DEADLINE,
+    END_DEADLINE,
     HAS_LAST_WORDS,
     IS_DEAF,
     STATE_CHANGED,
     STAYS,
     Vms,
+    hold_deadline,
     stuck_guests,
     vms_of,
 )
@@ -376,17 +378,23 @@ def test_a_guest_that_is_stuck_can_be_stopped_and_removed(vms: Vms) -> None:
 @pytest.mark.one_release
 def test_a_boot_that_does_not_get_there_fails_and_names_what_was_missing(vms: Vms) -> None:
     with stuck_guests(vms.host):
-        # that a busy machine boots them in
         vms.define("no-marker", boot_timeout="20s", stop_timeout="1s")
         vms.ctl("start", "no-marker")
-        vms.wait_console("no-marker", "the guest is stuck")
+        hold_deadline(vms.host, "no-marker", lambda: "the guest is stuck" in vms.console("no-marker"), "init")
     with stuck_guests(vms.host, program_starts=True):
         vms.define("no-agent", boot_timeout="20s", stop_timeout="1s")
-        late = vms.ctl("start", "--wait", "no-agent", check=False)
+        with vms.host.popen(["hypemanctl", "start", "--wait", "--timeout=5m", "no-agent"]) as late:
+            hold_deadline(
+                vms.host,
+                "no-agent",
+                lambda: any("HYPEMAN-PROGRAM-START" in line for line in vms.console("no-agent")),
+                "its program has started",
+            )
+            _, told = late.communicate(timeout=END_DEADLINE)
     nothing, half = vms.wait("no-marker", "Stopped"), vms.show("no-agent")
     assert half["exit_message"] == "boot timed out: HYPEMAN-AGENT-READY was not seen"
-    assert half["exit_message"] in late.stderr
-    assert late.code == 1
+    assert half["exit_message"] in told.decode()
+    assert late.returncode == 1
     assert nothing["exit_message"] == (
         "boot timed out: HYPEMAN-PROGRAM-START and HYPEMAN-AGENT-READY were not seen"
     )

@@ -208,5 +208,4 @@ def test_a_guest_that_does_not_take_names_harms_nobody(vms: Vms) -> None:
 
 def said(vms: Vms) -> list[str]:
     """What the daemon has written to the journal."""
-    vms.host.run(["journalctl", "--sync"])
     return [entry.get("MESSAGE", "") for entry in vms.host.journal("_SYSTEMD_UNIT=hypemand.service")]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.host.machine import DEADLINE
 from tests.host.netlab import PORT, Place, Wired, read_network, write_guest
 from tests.host.vms import Vms, vms_of
 
@@ -111,7 +112,7 @@ def test_killed_at_any_moment_of_a_start_it_is_whole_or_gone(bare: Vms, wired: W
             time.sleep(moment)  # the moment of the kill is what varies
             kill_service(bare, victim)
             # it may be told that the daemon has gone away
-            starting.wait(30)
+            starting.wait(DEADLINE)
         settle(bare)
         if bare.state("limited") == "Running":
             assert Place(wired.b).reaches(wired.a4, LIMITED) == "limited"

@@ -17,7 +17,7 @@ TCP, UDP, LOCAL = 7280, 7253, 7281
 PUBLISH = [f"{TCP}:{PORT}", f"{UDP}:{PORT}/udp", f"127.0.0.1:{LOCAL}:{PORT}", f"127.0.0.1:{LOCAL}:{PORT}/udp"]
 PORTS = {"tcp": TCP, "udp": UDP}
 # Who goes on calling keeps what conntrack remembers: a caller whom that leads astray never gets an answer.
-ANSWER = 20.0
+ANSWER = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.host.wire import UPLINK
 pytestmark = pytest.mark.one_release
 
 HOST_PORT = 7380
-DEADLINE = 30.0
+DEADLINE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def test_a_connection_outlives_a_cut_and_the_host_does_not_mind_it(lab: Vms, wir
             assert not Place(wired.a, "web").ask(wired.b4, within=SILENCE_MS)
             for address in (wired.a4, "127.0.0.1"):
                 assert Place(wired.a).reaches(address, HOST_PORT) == "web"
-        assert talk.next(30) == "meanwhile"
+        assert talk.next(DEADLINE) == "meanwhile"
         assert talk.echo("after")
-        assert out.echo("after", 30)
+        assert out.echo("after", DEADLINE)
     assert reaches_again(wired, Place(wired.b), wired.a4, HOST_PORT)
     assert lab.changes("web") == changes
 

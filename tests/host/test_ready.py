@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.host.vms import BOOT_DEADLINE, KNOCKED, Vms
+from tests.host.vms import BOOT_DEADLINE, KNOCKED, Vms, hold_deadline
 
 pytestmark = pytest.mark.one_release
 
@@ -78,14 +78,16 @@ def test_each_check_is_waited_for_and_a_boot_that_is_too_late_names_it(vms: Vms)
     vms.wait("http", "Running")
     assert {vms.state(name) for name in ("http", "mark", "log")} == {"Running"}
     vms.ctl("start", "never", "ends")
+    waits = "waiting for tcp 9 (nothing listens on port 9)"
+    hold_deadline(vms.host, "never", lambda: waits in vms.unit("never", "StatusText")["StatusText"], waits)
+    vms.wait_console("log", "after")
     found = markers(vms, "log")
     assert found.index("up") < found.index("HYPEMAN-READY")
     assert vms.ctl("logs", "log").stdout.splitlines() == ["starting", "up on port 80", "after"]
     ended = vms.wait("ends", "Stopped")
     assert (ended["exit_code"], ended["exit_message"]) == (3, "exited with code 3")
     late = vms.wait("never", "Stopped")
-    words = "boot timed out: program started, waiting for tcp 9 (nothing listens on port 9)"
-    assert late["exit_message"] == words
+    assert late["exit_message"] == f"boot timed out: program started, {waits}"
     assert vms.unit("never", "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
 
 

@@ -43,6 +43,11 @@ def count(vms: Vms, name: str) -> int:
     return int(vms.execute(name, "cat", "/var/count"))
 
 
+def counted(vms: Vms, name: str) -> list[int]:
+    """What it has said up to now, on its console."""
+    return [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(name)))]
+
+
 def saves(vms: Vms, name: str) -> list[str]:
     found = vms.host.shell(f"cd /var/lib/hypemand/vms/{name} && ls -d standby* || true").stdout
     return found.split()
@@ -58,19 +63,30 @@ def bring_back(vms: Vms, name: str) -> dict[str, Any]:
     return vms.wait(name, "Running")
 
 
+def check_taken_back(vms: Vms, name: str, said: int, first: int, last: int) -> None:
+    """It has said `said` numbers before it was taken back, and the next is one of these: where it was saved,
+    however long ago. Its disk is where its memory is."""
+    vms.host.wait_until(lambda: len(counted(vms, name)) > said)
+    assert first <= counted(vms, name)[said] <= last
+    on_disk = count(vms, name)
+    assert first <= on_disk <= counted(vms, name)[-1] + 1, "what it says is on its disk before that"
+
+
 def check_snapshot(vms: Vms, name: str) -> None:
     """It runs on after a snapshot, and is taken back to it: in memory and on its disk."""
     run = vms.show(name)["invocation_id"]
+    before = counted(vms, name)[-1]
     made = vms.ctl("snapshot", "create", "--name", "then", name).stdout.strip()
-    then = int(vms.console(name)[-1].split()[1])
+    then = counted(vms, name)[-1]
     vms.host.wait_until(lambda: count(vms, name) > then + 3)
     assert vms.show(name)["invocation_id"] == run
     files = f"/var/lib/hypemand/snapshots/{made}"
     size = vms.host.run(["du", "--block-size=1M", "-s", files]).stdout
     assert int(size.split()[0]) < 200, "sparse files"
     vms.ctl("stop", name)
+    said = len(counted(vms, name))
     vms.ctl("snapshot", "restore", "--wait", "then")
-    assert then - 1 <= count(vms, name) <= then + 3
+    check_taken_back(vms, name, said, before + 1, then + 1)
     at = count(vms, name)
     vms.host.wait_until(lambda: count(vms, name) > at)
     assert saves(vms, name) == []
@@ -94,17 +110,18 @@ def check_compression(vms: Vms, name: str) -> None:
     details = event["details"]
     assert details["compressed_size"] < 0.8 * details["size"], details
     vms.ctl("snapshot", "create", "--name", "packed", name)
-    then = int(vms.console(name)[-1].split()[1])
+    then = counted(vms, name)[-1]
     bring_back(vms, name)
     vms.host.wait_until(lambda: count(vms, name) > then)
     assert vms.execute(name, "sha256sum", "/dev/shm/noise") == noise
     vms.ctl("stop", name)
+    said = len(counted(vms, name))
     vms.ctl("snapshot", "restore", "--state", "Standby", "packed")
     unpacked = f"{STANDBY.format(name)}/memory"
     used = int(vms.host.run(["stat", "--format=%b", unpacked]).stdout) * 512
     assert used < 1.5 * details["size"], "a sparse file"
     bring_back(vms, name)
-    assert then - 1 <= count(vms, name) <= then + 20
+    check_taken_back(vms, name, said, then + 1, then + 1)
     assert vms.execute(name, "sha256sum", "/dev/shm/noise") == noise
     vms.ctl("snapshot", "rm", "packed")
     # cut off: what was being written is gone, and who wrote it
@@ -216,7 +233,7 @@ def check_standby(vms: Vms, name: str, before: dict[str, Any]) -> None:
     ]
     size = vms.host.run(["du", "--block-size=1M", "-s", STANDBY.format(name)]).stdout
     assert int(size.split()[0]) < 100, "a sparse file"
-    at = int(vms.console(name)[-1].split()[1])
+    at = counted(vms, name)[-1]
     time.sleep(2)  # what it must not notice is that time goes by
     after = bring_back(vms, name)
     assert [after[key] for key in ("boot_id", "started_at")] == [
@@ -227,7 +244,7 @@ def check_standby(vms: Vms, name: str, before: dict[str, Any]) -> None:
     assert vms.unit(name, "ActiveState")["ActiveState"] == "active"
     vms.host.wait_until(lambda: count(vms, name) > at)
     assert vms.execute(name, "cat", "/sys/kernel/rcu_expedited") == "1\n", "its processes are moved at once"
-    numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(name)))]
+    numbers = counted(vms, name)
     assert numbers == list(range(1, len(numbers) + 1)), "none is missing, none comes twice"
     asked = time.time()
     clock = int(vms.execute(name, "date", "+%s"))
@@ -284,7 +301,7 @@ def test_a_reboot_of_the_host_puts_a_vm_into_standby_and_leaves_one_that_is_ther
         vms.wait_console(each, "count 3")
     before, kept = vms.show(name), vms.show(away)
     put_away(vms, away)
-    at = int(vms.console(away)[-1].split()[1])
+    at = counted(vms, away)[-1]
     vms.host.reboot()
     after = vms.wait(name, "Running")
     assert (after["boot_id"], after["started_at"]) == (before["boot_id"], before["started_at"])
@@ -297,5 +314,5 @@ def test_a_reboot_of_the_host_puts_a_vm_into_standby_and_leaves_one_that_is_ther
     for key in ("ip", "mac"):
         assert restored["network"][key] == kept["network"][key], key
     vms.host.wait_until(lambda: count(vms, away) > at)
-    numbers = [int(number) for number in re.findall("count ([0-9]+)", "\n".join(vms.console(away)))]
+    numbers = counted(vms, away)
     assert numbers == list(range(1, len(numbers) + 1)), "none is missing, none comes twice"

@@ -444,7 +444,6 @@ def boot_lines(vms: Vms) -> list[str]:
 def is_in_emergency(vms: Vms) -> bool:
     """Has the guest of the boot that is on said so?"""
     run = vms.unit(NAME, "InvocationID")["InvocationID"]
-    vms.host.run(["journalctl", "--sync"])
     entries = vms.host.journal(f"_SYSTEMD_INVOCATION_ID={run}") if run else []
     return any("HYPEMAN-EMERGENCY" in entry.get("MESSAGE", "") for entry in entries)
 

@@ -244,7 +244,6 @@ class Vms:
 
     def console(self, name: str) -> list[str]:
         """The guest's own lines of the unit, straight from the journal: the entries of stages have none."""
-        self.host.run(["journalctl", "--sync"])
         entries = self.host.journal(f"_SYSTEMD_UNIT=hypeman-vm-{name}.service")
         return [entry["MESSAGE"] for entry in entries if "MESSAGE" in entry]
 
