@@ -119,6 +119,7 @@ class Runs:
         self._requested_by = StartKind.REQUEST
         # is the unit known, so that what is new in it has happened since?
         self._is_followed = False
+        self._is_detached = False
         self._was_live = False
         # by a daemon that could not ask systemd when it started
         self._is_assumed = False
@@ -271,7 +272,7 @@ class Runs:
             self.exit = derive_exit(found.exits, unit.invocation_id, failed=True)
         self._was_live, self._is_assumed = unit.is_live, False
         was_followed, self._is_followed = self._is_followed, True
-        if live and self.session is None and unit.active_state != "deactivating":
+        if live and self.session is None and unit.active_state != "deactivating" and not self._is_detached:
             self.start = self._derive_start(was_known=was_followed)
             self.began = unit.invocation_id if was_followed else None
             self._open(unit)
@@ -383,7 +384,8 @@ class Runs:
             await asyncio.wait([self._closing])
 
     async def detach(self) -> None:
-        """Follow it no more; it goes on."""
+        """Follow it no more; it goes on. What a look that is under way finds begins nothing."""
+        self._is_detached = True
         if self.session is not None:
             session, self.session = self.session, None
             await session.close()

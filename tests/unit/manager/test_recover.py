@@ -32,6 +32,31 @@ def test_a_vm_that_runs_is_running_with_all_that_it_has() -> None:
     drive(scenario)
 
 
+def test_a_look_that_is_under_way_when_the_daemon_ends_connects_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(host: FakeHost) -> None:
+        await host.run()
+        vm = host.vm()
+        host.systemd.asked.clear()
+        host.systemd.answers.clear()
+        look = asyncio.create_task(vm.refresh())
+        await host.until_true(lambda: host.systemd.asked == ["Get"])
+        flush = vm.runs.files.flush_notes
+
+        async def answer() -> None:
+            # by then its connections are closed
+            host.systemd.answers.set()
+            await look
+            await flush()
+
+        monkeypatch.setattr(vm.runs.files, "flush_notes", answer)
+        await host.daemon.end()
+        assert vm.session is None
+
+    drive(scenario)
+
+
 def test_a_boot_is_brought_to_its_end() -> None:
     async def scenario(host: FakeHost) -> None:
         host.guest().boots = False
