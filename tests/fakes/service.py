@@ -179,8 +179,9 @@ class Service:
         if "STATUS" in assignments:
             self.status_text = assignments["STATUS"]
             self._host.state_changed(self)
-        if self.sub == "start" and "EXTEND_TIMEOUT_USEC" in assignments:
-            self._arm_for(int(assignments["EXTEND_TIMEOUT_USEC"]), self._start_timed_out)
+        if self.sub in ("start", "stop") and "EXTEND_TIMEOUT_USEC" in assignments:
+            late = self._start_timed_out if self.sub == "start" else self._stop_timed_out
+            self._arm_for(int(assignments["EXTEND_TIMEOUT_USEC"]), late)
         if assignments.get("WATCHDOG") == "trigger":
             self._signal("stop-watchdog", "watchdog")
         if assignments.get("READY") == "1" and self.sub == "start" and self.properties["Type"] == "notify":
@@ -345,18 +346,22 @@ class Service:
             self.result = how
 
     def _set(self, sub: str) -> None:
+        self.disarm()
+        self.sub, self.changed_at = sub, time.time()
+        self._host.state_changed(self)
+
+    def disarm(self) -> None:
+        """No time is up for it until its next state: what it executes does real work, which on a busy machine
+        takes longer than the speed of this systemd leaves."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.sub, self.changed_at = sub, time.time()
-        self._host.state_changed(self)
 
     def _arm(self, name: str, work: Callable[[], None]) -> None:
         self._arm_for(self.properties[name], work)
 
     def _arm_for(self, microseconds: int, work: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self.disarm()
         self._timer = None if microseconds == INFINITY else self._host.later(microseconds / _SECOND, work)
 
     def _env(self) -> dict[str, str]:
@@ -364,8 +369,7 @@ class Service:
 
     async def close(self) -> None:
         """End its processes with the test."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.disarm()
         for process in (self.main, self._control):
             if process is not None:
                 await process.close()

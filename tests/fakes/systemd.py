@@ -225,6 +225,9 @@ class FakeSystemd:
                 # of those that a unit may be given later
                 assert {key for key, _, _ in properties} <= {"CPUQuotaPerSecUSec"}
                 self._get(name).properties |= {key: value for key, _, value in properties}
+            case "GetUnitProcesses", [name]:
+                self._get(name)
+                return []  # of a unit that is over, which is when they are asked for
             case "ResetFailedUnit", [name]:
                 self._get(name).reset_failed()
                 self._schedule()

@@ -64,6 +64,8 @@ _STAMP = "ts=2026-02-03T04:05:06Z"
 # loop after the first question. Who does not connect is not waited for.
 _BOOT_TIME = 0.2
 _TURNS = 50
+# of launcher/ending: the seconds that a guest has for its power off, beside those of its program
+_POWER_OFF = 5
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -463,7 +465,7 @@ class Vmms:
             saved = find_saved(Path(process.argv[4]) / STANDBY)
             is_saved = saved is not None and saved.run == process.env["INVOCATION_ID"]
             if not is_saved:
-                await self._stop(vm)
+                await self._stop(vm, process)
             if (may_end := self.of(vm).ends_stop) is not None:
                 await may_end.wait()
             return 0
@@ -482,11 +484,13 @@ class Vmms:
             if self.live.get(vm) is vmm:
                 del self.live[vm]
 
-    async def _stop(self, vm: str) -> None:
+    async def _stop(self, vm: str, process: Process) -> None:
         """launcher/ending: the guest is told by the stop port, and its end is waited for."""
         vmm, behaviour = self.live.get(vm), self.of(vm)
         if vmm is None:
             return
+        seconds = int(process.argv[3]) + _POWER_OFF
+        self.systemd.notify(int(process.env["MAINPID"]), f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
         vmm.heard_stop = True
         if behaviour.heeds:
             vmm.exit(behaviour.code, "stopped on request")
@@ -494,6 +498,7 @@ class Vmms:
 
     async def _note_end(self, process: Process) -> int:
         """launcher/ending, and where that executes it hypemand.unit.exit, with this journal and systemd."""
+        self.systemd.units[process.unit].disarm()
         if await asyncio.to_thread(_is_known, process):
             self.systemd.notify(process.pid, "STATUS=Stopped: put into standby")
             return 0

@@ -147,7 +147,7 @@ def test_systemd_stops_it_while_it_is_being_started() -> None:
 
 
 async def while_it_is_stopped(host: FakeHost) -> list[asyncio.Task[object]]:
-    await host.run(network="default", stop_timeout="infinity")
+    await host.run(network="default", stop_timeout="1s")
     return [await deaf_stop(host)]
 
 
