@@ -16,7 +16,7 @@ import pytest
 from hypemand.api.connections import Places, derive_address, notice_loss
 from hypemand.api.services import Limits
 from hypemand.model.state import State
-from tests.unit.api.harness import Api, drive
+from tests.unit.api.harness import DEADLINE, Api, drive
 from tests.unit.api.test_listener import Place, over_tcp
 
 # linux/tcp.h: the socket is closed without a word to its peer
@@ -283,7 +283,7 @@ def test_a_connection_whose_set_up_fails_gives_its_place_back(
         with monkeypatch.context() as patch:
             patch.setattr("hypemand.api.server.bound_head", fail)
             reader, writer = await asyncio.open_connection(place.config.host, place.config.port)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE):
                 assert await reader.read() == b""
             writer.close()
         assert len(places) == 0

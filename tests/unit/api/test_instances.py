@@ -20,7 +20,7 @@ from hypemand.systemd.bus import BusError
 from hypemand.version import VERSION
 from tests.fakes.host import define
 from tests.fakes.process import Exit
-from tests.unit.api.harness import IMAGE, Api, description, drive
+from tests.unit.api.harness import DEADLINE, IMAGE, Api, description, drive
 from tests.unit.api.test_listener import Place, over_tcp
 
 NO_NETWORK: dict[str, object] = {
@@ -259,7 +259,7 @@ def test_saved_memory_is_compressed_where_a_body_asks_for_it(tmp_path: Path) -> 
         made = (await api.ask("POST", where, {"compression": wanted})).json
         assert made["compression_state"] == "compressing"
         assert made["compression"] == {"enabled": True, "algorithm": "zstd", "level": 3}
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(DEADLINE):
             while made["compression_state"] == "compressing":
                 made = (await api.ask("GET", f"/snapshots/{made['id']}")).json
         assert (made["compression_state"], made["compression"]["level"]) == ("compressed", 3)

@@ -43,11 +43,11 @@ class FakeGuest:
         thread = threading.Thread(target=loop.run_until_complete, args=(work(),), name="fake-guest")
         thread.start()
         try:
-            assert ready.wait(10)
+            assert ready.wait(60)
             yield self
         finally:
             loop.call_soon_threadsafe(stop.set)
-            thread.join(10)
+            thread.join(60)
             loop.close()
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:

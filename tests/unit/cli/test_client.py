@@ -33,7 +33,7 @@ def answer(path: Path, *pieces: bytes, hold: bool = False) -> Iterator[Client]:
                 for piece in pieces:
                     connection.sendall(piece)
                 if hold:
-                    done.wait(10)
+                    done.wait(60)
 
         thread = threading.Thread(target=work)
         thread.start()

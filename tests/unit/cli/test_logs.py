@@ -123,7 +123,7 @@ def test_followed_lines_come_when_they_are_said(daemon: Canned, cli: Cli) -> Non
     more = threading.Event()
 
     def second() -> str:
-        assert more.wait(10)
+        assert more.wait(60)
         return "two"
 
     daemon.add("web").lines = ["one", second]
@@ -149,7 +149,7 @@ def test_a_reader_that_leaves_early_is_no_error(daemon: Canned, cli: Cli) -> Non
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(10) == 141
+    assert process.wait(60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.stdin is not None

@@ -195,11 +195,11 @@ def test_memory_is_compressed_on_request_and_the_notes_say_so() -> None:
         assert (refused.returncode, "compression.level" in refused.stderr) == (8, True), refused.stderr
         made = await run("snapshot", "create", "--compress-level", "3", "--json", "web")
         assert json.loads(made.stdout)["compression"]["level"] == 3
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(DEADLINE):
             while "  compressed" not in (await run("snapshot", "list")).stdout:
                 pass
         assert (await run("standby", "--compress", "web")).returncode == 0
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(DEADLINE):
             while " on disk (compressed)\n" not in (await run("list")).stdout:
                 pass
         assert "memory and devices, " in (status := (await run("status", "web")).stdout)

@@ -17,7 +17,7 @@ from hypemand.unitnames import unit_name
 from hypemand.vm import session as session_module
 from hypemand.vm import vm as vm_module
 from hypemand.vm.tracker import Moment
-from tests.fakes.host import FakeHost, drive
+from tests.fakes.host import DEADLINE, FakeHost, drive
 
 LATE = "Connection timed out"
 UNIT = f"{SERVICE}.Unit"
@@ -127,7 +127,7 @@ def test_a_connection_that_is_lost_and_made_anew_is_no_change() -> None:
             for writer in list(host.vmm()._monitors):
                 writer.transport.abort()
             host.vmm().monitor.status = "paused"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE):
                 while host.vm().state is not State.PAUSED:
                     changed.clear()
                     states.add(host.vm().state)

@@ -20,7 +20,7 @@ from hypemand.model.fork import ForkWanted
 from hypemand.model.snapshots import SnapshotKind, SnapshotView
 from hypemand.model.state import FromStandby, State
 from hypemand.storage.tools import DirectTools
-from tests.fakes.host import FakeHost, drive
+from tests.fakes.host import DEADLINE, FakeHost, drive
 
 STANDBY = SnapshotKind.STANDBY
 WORDS = b"what it has in memory" * 1000
@@ -49,7 +49,7 @@ class HeldTools(DirectTools):
         os.write(through[1], b"half of it")
         self.began.set()
         try:
-            assert self.gate.wait(8), "it is cancelled"
+            assert self.gate.wait(DEADLINE), "it is cancelled"
             self.check()
         finally:
             self.ended.set()
@@ -89,7 +89,7 @@ async def run(host: FakeHost) -> None:
 
 async def until_state(host: FakeHost, view: SnapshotView, state: CompressionState) -> SnapshotView:
     """As it is then."""
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(DEADLINE):
         while True:
             now = await service(host).get_snapshot(view.id)
             assert now.compression is not None
@@ -108,7 +108,7 @@ async def make(host: FakeHost, wanted: Compression | None = None) -> SnapshotVie
 
 async def until_event(host: FakeHost) -> CompressionEnd:
     """The one that is told."""
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(DEADLINE):
         while True:
             if found := await events(host):
                 (event,) = found

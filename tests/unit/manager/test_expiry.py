@@ -14,7 +14,7 @@ from hypemand.manager.expiry import Expiry, Term
 from hypemand.model.change import VmChange
 from hypemand.model.lifetime import Lifetime
 from hypemand.model.state import Operation, State
-from tests.fakes.host import FakeHost, define, drive
+from tests.fakes.host import DEADLINE, FakeHost, define, drive
 
 SOON = 0.15
 
@@ -34,6 +34,12 @@ async def set_end(host: FakeHost, expires_at: float | None) -> None:
     await host.parts.records.change("web", lambda old: replace(old, expires_at=expires_at))
 
 
+async def end_soon(host: FakeHost) -> None:
+    """Its lifetime is over in a moment, and the daemon knows."""
+    await set_end(host, time.time() + SOON)
+    host.manager.expiry.schedule()
+
+
 def is_armed(host: FakeHost) -> bool:
     """Will something of it wake the daemon?"""
     return host.manager.expiry.timer.is_set
@@ -41,7 +47,8 @@ def is_armed(host: FakeHost) -> bool:
 
 def test_a_vm_that_runs_is_ended_and_deleted_when_its_time_is_over() -> None:
     async def scenario(host: FakeHost) -> None:
-        await create(host, 0.6, start=True)
+        await create(host, 3600.0, start=True)
+        await host.manager.change_vm("web", VmChange(Lifetime(SOON)))
         await until_gone(host)
         host.check_gone()
         assert not is_armed(host)
@@ -66,9 +73,10 @@ def test_nothing_wakes_up_where_no_vm_has_an_end() -> None:
 
 def test_the_end_is_looked_at_again_when_nothing_else_is_done_with_the_vm() -> None:
     async def scenario(host: FakeHost) -> None:
-        await create(host, SOON)
+        await create(host, 3600.0)
         vm = host.vm()
         async with vm.operations.hold(Operation.CHANGE):
+            await end_soon(host)
             await host.until_true(lambda: vm.record.id in host.manager.expiry._ending)
             await set_end(host, time.time() + 3600)
         await host.until_true(lambda: not host.manager.expiry._ending)
@@ -80,9 +88,10 @@ def test_the_end_is_looked_at_again_when_nothing_else_is_done_with_the_vm() -> N
 
 def test_a_vm_that_is_busy_is_deleted_afterwards_and_changes_no_more() -> None:
     async def scenario(host: FakeHost) -> None:
-        await create(host, SOON)
+        await create(host, 3600.0)
         # who would wait for the end of an export is refused
         async with host.vm().operations.hold(Operation.EXPORT):
+            await end_soon(host)
             await asyncio.sleep(2 * SOON)
             assert host.parts.fleet.find("web") is not None
         await until_gone(host)
@@ -102,12 +111,8 @@ def test_after_its_end_nothing_changes_it() -> None:
 
 def test_a_daemon_that_starts_deletes_what_has_expired_meanwhile() -> None:
     async def scenario(host: FakeHost) -> None:
-        await create(host, 0.8, start=True)
-
-        async def wait() -> None:
-            await asyncio.sleep(1.0)
-
-        await host.restart_daemon(wait)
+        await create(host, 3600.0, start=True)
+        await host.restart_daemon(lambda: set_end(host, time.time() - 1))
         await until_gone(host)
         host.check_gone()
 
@@ -160,7 +165,7 @@ def test_a_clock_that_is_set_forward_is_followed() -> None:
         assert not deleted.is_set()
         ahead = 7200.0
         expiry.timer._steps._on_step()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             await deleted.wait()
         await expiry.close()
 

@@ -323,7 +323,7 @@ class Gate:
 
     def _wait(self, *args: object) -> object:
         self.reached.set()
-        assert self.open.wait(10)
+        assert self.open.wait(60)
         return self._work(*args)
 
     async def cancel_in_it(self, task: asyncio.Task[VmRecord]) -> None:

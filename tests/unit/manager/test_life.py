@@ -541,7 +541,7 @@ def test_while_the_bus_is_lost_a_vm_is_unknown_and_afterwards_what_it_is() -> No
         await host.until(State.STOPPED)
         await host.vm().runs.settle()
         assert host.traces() == []
-        assert host.vm("db").state is State.RUNNING
+        await host.until(State.RUNNING, "db")
 
     drive(scenario)
 

@@ -33,7 +33,7 @@ def recover(host: Host, scenario: Callable[[], Awaitable[None]]) -> None:
 
     async def main() -> None:
         host.units.list_vms = list_vms  # type: ignore[method-assign]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await host.recovery.recover()
             try:
                 await scenario()

@@ -289,7 +289,7 @@ def test_a_start_ends_what_is_left_of_an_earlier_run(tmp_path: Path, status: Uni
             host.units.live[WEB] = status
         with left_behind(host.units, WEB) as process:
             await host.manager.start_vm("web")
-            assert process.wait(10) == -signal.SIGKILL
+            assert process.wait(60) == -signal.SIGKILL
         assert host.units.live[WEB].active_state == "activating"
         assert (await host.manager.get_vm("web")).state.is_vmm_active
 

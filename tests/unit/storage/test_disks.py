@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,10 +80,10 @@ def test_the_second_disk_of_a_size_takes_milliseconds(tmp_path: Path) -> None:
     ensure_disk(tmp_path / "first.img", 10 * GIB, UID, tmp_path / "templates")
     times = []
     for number in range(5):
-        started = time.monotonic()
+        started = sum(os.times()[:4])
         ensure_disk(tmp_path / f"{number}.img", 10 * GIB, UID, tmp_path / "templates")
-        times.append(time.monotonic() - started)
-    assert min(times) < 0.05
+        times.append(sum(os.times()[:4]) - started)
+    assert min(times) < 0.05, "of the CPU, which is what others do not lengthen"
 
 
 def test_a_disk_that_is_right_is_left_alone(tmp_path: Path) -> None:

@@ -228,11 +228,11 @@ def test_nothing_is_kept_of_a_content_that_was_made(tmp_path: Path) -> None:
     def hold() -> None:
         with store.making("a"):
             holding.set()
-            may_end.wait(5)
+            may_end.wait(60)
 
     first = threading.Thread(target=hold)
     first.start()
-    holding.wait(5)
+    holding.wait(60)
 
     def note(wait: bool) -> None:
         if wait:
@@ -241,5 +241,5 @@ def test_nothing_is_kept_of_a_content_that_was_made(tmp_path: Path) -> None:
 
     with store.making("a", note), store.making("b"):
         assert waiting.is_set(), "of one content one is made at a time"
-    first.join(5)
+    first.join(60)
     assert store._making == {}

@@ -90,17 +90,17 @@ def test_the_deadline_kills_the_whole_group(runner: Runner, tmp_path: Path) -> N
     started = time.monotonic()
     with pytest.raises(CommandTimedOut, match=r"more than 0\.3 s"):
         runner(["sh", "-c", f"exec 3>{fifo}; echo hello >&2; sleep 100 & wait"], timeout=0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 50
     with select.epoll() as poll:
         poll.register(alive, select.EPOLLHUP)
-        assert poll.poll(5), "the grandchild lives"
+        assert poll.poll(60), "the grandchild lives"
     os.close(alive)
 
 
 def test_a_grandchild_that_keeps_the_output_open_does_not_hold_up(runner: Runner) -> None:
     started = time.monotonic()
-    assert runner(["sh", "-c", "sleep 3 & echo done"], timeout=60).stdout == b"done\n"
-    assert time.monotonic() - started < 2
+    assert runner(["sh", "-c", "sleep 30 & echo done"], timeout=60).stdout == b"done\n"
+    assert time.monotonic() - started < 20
 
 
 def test_too_much_output_is_an_error(runner: Runner) -> None:
@@ -137,6 +137,6 @@ def test_an_interrupted_command_is_killed(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     environment: Mapping[str, str] = {"PYTHONPATH": str(root)}
     started = time.monotonic()
-    result = run([sys.executable, "-c", script], timeout=30, env=environment, ok=(-2, 1, 130))
+    result = run([sys.executable, "-c", script], timeout=80, env=environment, ok=(-2, 1, 130))
     assert "KeyboardInterrupt" in result.stderr
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60

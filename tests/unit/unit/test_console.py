@@ -201,14 +201,14 @@ def test_the_end_is_told_when_all_has_been_passed_on(console: Path, tmp_path: Pa
     os.close(writer)
     came = b""
     try:
-        process.wait(20)
+        process.wait(60)
         ended: list[bool] = []
         waiting = threading.Thread(target=lambda: ended.append(await_console(tmp_path)))
         waiting.start()
         assert not ended, "the journal has not read it all"
         while data := os.read(reader, 65536):
             came += data
-        waiting.join(20)
+        waiting.join(60)
         assert ended == [True]
         assert came.endswith(b"\nlast\n")
     finally:
@@ -226,7 +226,7 @@ def test_a_journal_that_does_not_read_holds_up_no_end(
     monkeypatch.setattr("hypemand.unit.exit._CONSOLE_DEADLINE", 30.0)
     try:
         with subprocess.Popen(argv, stdout=writer, stderr=writer, start_new_session=True) as process:
-            assert process.wait(20) == -signal.SIGTERM
+            assert process.wait(60) == -signal.SIGTERM
         assert await_console(tmp_path)
     finally:
         os.close(reader)
@@ -484,7 +484,7 @@ def test_a_signal_to_the_main_process_is_for_the_program_on_trial(
         assert waiting.poll(30_000), "it has not heard"
         assert process.stdout.readline() == b"heard\n"
         process.send_signal(number)
-        assert process.wait(30) == 3
+        assert process.wait(60) == 3
         assert process.stdout.read() == b""
         assert manager.hears_nothing()
 

@@ -423,7 +423,7 @@ def test_looks_that_are_asked_for_meanwhile_are_one_more(tmp_path: Path) -> None
         def count(folders: Iterable[Path], mounts: Iterable[Path]) -> dict[Path, Room]:
             looks.append(1)
             if len(looks) == 1:
-                asked.wait(10)
+                asked.wait(60)
                 raise OSError(5, "Input/output error")
             return read(folders, mounts)
 

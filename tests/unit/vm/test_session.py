@@ -186,7 +186,7 @@ async def watched(session: Session) -> AsyncIterator[BootWatcher]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -503,20 +503,26 @@ async def test_a_vmm_that_is_silent_for_long_is_not_known_until_it_answers(
 # --- bounds ---
 
 
+def most_changes(began: float) -> float:
+    """That the budget of a VM pays, which was full by then."""
+    seconds = asyncio.get_running_loop().time() - began
+    return (BURST + seconds * PER_SECOND) / Price.CHANGE + 2
+
+
 @in_loop
 async def test_a_vmm_that_floods_events_is_asked_one_question_at_a_time(tmp_path: Path) -> None:
     vmm = Vmm(tmp_path)
     session, changes = make_session(tmp_path, agent=False)
     async with vmm.serve("qmp"), watched(session):
         await until(lambda: session.run_state is RunState.RUNNING)
-        before = len(asyncio.all_tasks())
+        before, began = len(asyncio.all_tasks()), asyncio.get_running_loop().time()
         vmm.writer.write(b'{"event":"STOP"}\n{"event":"RESUME"}\n' * 20_000)
         most = 0
         for _ in range(100):
             await asyncio.sleep(0.005)
             most = max(most, len(asyncio.all_tasks()))
         assert most <= before + 2
-        assert len(changes) <= BURST / Price.CHANGE + PER_SECOND / Price.CHANGE + 1
+        assert len(changes) <= most_changes(began)
 
 
 @in_loop
@@ -525,10 +531,11 @@ async def test_a_guest_that_changes_its_exit_all_the_time_causes_few_changes(tmp
     lines = [f'HYPEMAN-EXIT code={n % 256} message="{n}" boot={BOOT}\n' for n in range(2000)]
     vmm.report = "".join(lines).encode()
     session, changes = make_session(tmp_path, agent=False)
+    began = asyncio.get_running_loop().time()
     async with vmm.serve("report"), watched(session):
         await until(lambda: len(changes) > 10)
         await asyncio.sleep(0.5)
-        assert len(changes) <= BURST / Price.CHANGE + 2
+        assert len(changes) <= most_changes(began)
 
 
 @in_loop
