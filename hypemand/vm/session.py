@@ -31,6 +31,7 @@ from hypemand.systemd.notify import notify_for
 from hypemand.systemd.port import Notify
 from hypemand.tasks import Tasks
 from hypemand.vm.console import Console, OpenJournal
+from hypemand.vm.endhold import EndHold
 from hypemand.vm.folders import WARM
 from hypemand.vm.fulldrives import FullDrive, Locate, find_full_drives
 from hypemand.vm.guestclock import GuestClock
@@ -149,6 +150,13 @@ class Session:
         self._agent_link = _Link("agent", self._connect_agent)
         self._links = [self._vmm_link, self._report_link] + [self._agent_link] * guest_agent
         self._tasks = Tasks(f"VM {name}")
+        self._end = EndHold(
+            name,
+            self._tasks,
+            is_activating=follow_journal,
+            has_report=lambda: tracker.exit is not None,
+            is_ready=lambda: self.is_ready,
+        )
         self._change_due: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._status_stale = False
@@ -194,6 +202,10 @@ class Session:
         if pid is not None and pid != self.main_pid:
             self.main_pid = pid
             self.notified = False
+
+    def follow_end(self, *, is_activating: bool) -> None:
+        """See `EndHold.follow`."""
+        self._end.follow(is_activating=is_activating)
 
     # what boots
 
@@ -285,6 +297,7 @@ class Session:
         if not self._vmm.is_closed:
             self._end_absence()
             self._gain(self._vmm_link)
+            await self._end.meet(self._vmm)
 
     async def _await_vmm_end(self, vmm: Vmm) -> None:
         await vmm.wait_closed()
@@ -497,7 +510,8 @@ class Session:
     def _take_event(self, event: VmmEvent) -> None:
         if isinstance(event, Ending):
             self.tracker.take_shutdown(event.reason)
-            # the VMM ends right after this: it will not answer a question about it
+            self._end.take_end(event.reason)
+            # the VMM ends right after this, or is held: it would say so, or nothing
             self.run_state = RunState.SHUTDOWN
             self._changed()
         else:
@@ -554,6 +568,8 @@ class Session:
         gone = status is RunState.ABSENT
         if vmm is self._vmm and not gone and (status, full) != (self.run_state, self.full):
             self.run_state, self.full = status, full
+            if status is RunState.SHUTDOWN:
+                self._end.take_end()
             self._changed()
 
     async def _find_full(self, vmm: Vmm) -> tuple[FullDrive, ...]:
@@ -619,6 +635,7 @@ class Session:
         self._end_absence()
         if self._change_due is not None:
             self._change_due.cancel()
+        await self._end.close()
         await self._tasks.close()
         if self._console is not None:
             self._console.close()

@@ -387,6 +387,7 @@ class Vm:
             session.take_main_pid(self._unit.main_pid)
             if self._unit.active_state == "activating":
                 notify_ready(self.name, session)
+            session.follow_end(is_activating=self._unit.active_state == "activating")
             if self.is_ending and session.run_state.is_halted and not self.standby.holds(session):
                 session.let_end()
         needed = self.runs.definition

@@ -35,7 +35,8 @@ class Drive:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The VMM ends right after this. `reason` None: the guest has not asked for it."""
+    """The VMM ends right after this, unless it is held (`Vmm.hold_end`). `reason` None: the guest has not
+    asked for it."""
 
     reason: Shutdown | None
 
@@ -124,6 +125,10 @@ class Vmm(Protocol):
     async def announce(self) -> None:
         """Have the guest tell all on its network where it is (gratuitous ARP, unsolicited neighbour
         advertisements), several times within two seconds. VmmError; not known whether the guest does so."""
+
+    async def hold_end(self, hold: bool) -> None:
+        """Shall the VMM stay, in SHUTDOWN, when its guest has shut down, until `quit` or SIGTERM? One that
+        stays already is not ended by this. VmmError."""
 
     async def quit(self) -> None:
         """End the VMM at once, whatever its guest does. Back when it has closed its socket. VmmError."""

@@ -283,6 +283,10 @@ class Qemu:
         answer = await self._qmp.execute("query-migrate")
         return answer.get(key) if isinstance(answer, dict) else None
 
+    async def hold_end(self, hold: bool) -> None:
+        """See `Vmm`."""
+        await self._qmp.execute("set-action", {"shutdown": "pause" if hold else "poweroff"})
+
     async def quit(self) -> None:
         """See `Vmm`."""
         try:

@@ -42,6 +42,8 @@ class Monitor:
         self.balloon: int | None = None
         self.keeps_memory = False
         self.refuses: set[str] = set()
+        # it stays when its guest has shut down
+        self.holds_end = False
         # a save that has begun does not come to its end
         self.holds_save = False
         self.orders: list[str] = []
@@ -114,10 +116,23 @@ class Monitor:
                     self._saving.cancel()
             case "query-migrate":
                 return self._migration
+            case "set-action":
+                self.holds_end = arguments["shutdown"] == "pause"
+            case "system_reset":
+                self.shut_down("host-qmp-system-reset")
             case "quit":
                 self.tell("SHUTDOWN", guest=False, reason="host-qmp-quit")
                 self._on_quit()
         return {}
+
+    def shut_down(self, reason: str = "guest-shutdown") -> None:
+        """Its guest does, or is reset."""
+        self.tell("SHUTDOWN", guest=reason.startswith("guest"), reason=reason)
+        if self.holds_end:
+            self.status = "shutdown"
+            self.tell("STOP")
+        else:
+            self._on_quit()
 
     def give_back(self) -> None:
         """Its guest has given back, or taken, what it was asked to."""

@@ -338,8 +338,7 @@ class Vmm:
 
     def power_off(self) -> None:
         """It ends with no word."""
-        self.monitor.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
-        self.ended.set()
+        self.monitor.shut_down()
 
     # its sockets
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.host.test_daemon_faults import HOLD, ON_DEMAND
-from tests.host.vms import IS_DEAF, Vms
+from tests.host.vms import IS_DEAF, KNOCKED, Vms
 
 # argv: uid, SIGNAL. All processes of a unit that have its uid: VMM, leader, console.
 SIGNAL_ALL = 'ps -o pid= -u "$1" | xargs kill -s "$2"'
@@ -26,6 +26,10 @@ DIES_AT_ONCE = """[Service]
 ExecStart=
 ExecStart=/usr/bin/python3 -I -c "import hypemand.daemon, os; os.abort()"
 """
+ADDRESS = "10.83.112.79"
+# It ends as soon as its check has succeeded, which does so when somebody has knocked.
+ENDS_WHEN_READY = f"{KNOCKED}; touch /tmp/open; until [ -e /tmp/checked ]; do sleep 0.1; done"
+CHECK = "test -e /tmp/open && touch /tmp/checked"
 
 
 @contextmanager
@@ -141,3 +145,31 @@ def test_a_daemon_that_dies_at_once_is_tried_less_and_less_often(vms: Vms) -> No
     assert count() == 0, "a stop of one that runs is no failure"
     name = vms.run("after-it-all")
     vms.ctl("stop", name)
+
+
+def test_a_program_that_succeeds_before_the_daemon_has_seen_it_ready_is_a_success(vms: Vms) -> None:
+    """systemd would call the unit failed, and restart it, if the VMM ended before READY=1."""
+    vms.define(
+        "job",
+        ENDS_WHEN_READY,
+        network={"name": "default", "address": ADDRESS},
+        ready={"exec": ["sh", "-c", CHECK], "interval": "100ms"},
+        restart="on-failure",
+        boot_timeout="10min",
+    )
+    vms.ctl("start", "job")
+    vms.host.wait_until(lambda: "waiting for exec" in vms.unit("job", "StatusText")["StatusText"])
+    daemon = vms.properties("hypemand.service", "MainPID")["MainPID"]
+    vms.host.run(["kill", "-STOP", daemon])
+    try:
+        vms.knock(ADDRESS)
+        vms.host.wait_until(lambda: any(line.startswith("HYPEMAN-EXIT") for line in vms.console("job")))
+        assert vms.unit("job", "ActiveState")["ActiveState"] == "activating"
+    finally:
+        # its watchdog may have ended it
+        vms.host.run(["kill", "-CONT", daemon], check=False)
+    shown = vms.wait("job", "Stopped")
+    assert (shown["exit_code"], shown["exit_success"]) == (0, True)
+    assert vms.unit("job", "ActiveState")["ActiveState"] == "inactive"
+    starts = [line for line in vms.console("job") if line.startswith("HYPEMAN-PROGRAM-START")]
+    assert len(starts) == 1, "it was restarted"

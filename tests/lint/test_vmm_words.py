@@ -25,7 +25,8 @@ VMM = TOP / "hypemand/vmm"
 COMMON = frozenset(
     ("running", "paused", "shutdown", "suspended", "watchdog", "debug", "stop", "quit", "save", "cancelled",
      "completed", "failed", "none", "id", "capabilities", "status", "state", "device", "events",
-     "reason", "uri", "-m", "-name", "value", "group", "size", "read", "write", "total", "bps", "iops")
+     "reason", "uri", "-m", "-name", "value", "group", "size", "read", "write", "total", "bps", "iops",
+     "pause", "poweroff")
 )  # fmt: skip
 # Of QMP, of which the driver uses few, and what stands in names of devices and drives.
 PATTERN = re.compile(

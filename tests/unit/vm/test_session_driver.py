@@ -86,6 +86,9 @@ class OtherVmm:
     async def set_disk_limits(self, limits: DiskLimits) -> None:
         self.limits = limits
 
+    async def hold_end(self, hold: bool) -> None:
+        raise VmmError("it ends with its guest")
+
     async def quit(self) -> None:
         self.take(Ending(None))
         await self.close()

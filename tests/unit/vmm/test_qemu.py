@@ -21,7 +21,7 @@ from hypemand.model.evidence import RunState
 from hypemand.model.limits import DiskLimits
 from hypemand.vmm.commandline import MEMORY_BLOCK
 from hypemand.vmm.driver import Drive, Ending, RunStateChanged, Vmm, VmmError, VmmEvent, VmmTimeout
-from hypemand.vmm.qemu import RUN_STATES, connect_qemu
+from hypemand.vmm.qemu import RUN_STATES, Qemu, connect_qemu
 from hypemand.vmm.shutdown import Shutdown
 from tests.fakes.launchers import find_intake
 from tests.fakes.qmp import QmpServer
@@ -35,7 +35,10 @@ DRIVES = ("image", "disk", "volume0", "config")
 UNLIMITED = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
 # a VMM that runs: its socket, and what kills it
 Running: TypeAlias = tuple[Path, Callable[[], None]]
-MACHINE = ("qemu-system-x86_64", "-M", "microvm,accel=tcg", "-nodefaults", "-display", "none", "-m", "64M")
+MACHINE = (
+    "qemu-system-x86_64", "-M", "microvm,accel=tcg", "-nodefaults", "-no-reboot", "-display", "none",
+    "-m", "64M",
+)  # fmt: skip
 
 
 class Saved:
@@ -113,6 +116,12 @@ class Place:
         memory, state = (file.fileno() for file in saved.files)
         user = os.getuid()
         await self.vmm.save(memory, state, size=size, user=user, deadline=deadline, ready=ready)
+
+    async def reset_guest(self) -> None:
+        """Its guest ends, as one that resets does."""
+        assert isinstance(self.vmm, Qemu)
+        with contextlib.suppress(VmmError):  # it may have ended before its answer was out
+            await self.vmm._qmp.execute("system_reset")
 
     async def is_intact(self) -> None:
         """Nothing is left of a save that came to nothing."""
@@ -362,6 +371,27 @@ async def test_a_vmm_that_ends_while_it_is_saved_is_reported(place: Place) -> No
         place.kill()
         with pytest.raises(VmmError, match="ended while it was being saved"):
             await asyncio.wait_for(save, 5)
+
+
+@on_both
+async def test_a_vmm_that_is_held_stays_when_its_guest_has_ended(place: Place) -> None:
+    await place.vmm.hold_end(True)
+    await place.reset_guest()
+    while await place.vmm.query_run_state() is not RunState.SHUTDOWN:  # noqa: ASYNC110 - no event is later
+        await asyncio.sleep(0.01)
+    await place.vmm.hold_end(False)
+    assert await place.vmm.query_run_state() is RunState.SHUTDOWN
+    assert place.events[0] == Ending(None)
+    await place.vmm.quit()
+    assert place.vmm.is_closed
+
+
+@on_both
+async def test_a_vmm_that_is_not_held_any_more_ends_with_its_guest(place: Place) -> None:
+    await place.vmm.hold_end(True)
+    await place.vmm.hold_end(False)
+    await place.reset_guest()
+    await place.vmm.wait_closed()
 
 
 @on_both
