@@ -16,8 +16,6 @@ from hypemand.model.answers.instance import Instance
 from hypemand.model.state import Operation, State
 
 STOP_MARGIN_SECONDS = 30.0
-BOOT_MARGIN_SECONDS = 15.0
-DEFAULT_BOOT_SECONDS = 90.0
 DEFAULT_STOP_SECONDS = 30.0
 CHANGED_ON_DISK = "definition changed on disk, run hypemanctl reload"
 ENDED_STATES = frozenset(state for state in State if not state.is_vmm_active)
@@ -66,11 +64,6 @@ def _read_span(instance: Instance, key: str, default: float) -> float:
         return parse_span(str(value))
     except ValueError:
         return default
-
-
-def find_boot_deadline(instance: Instance) -> float:
-    """Seconds after which a boot must have ended one way or the other: systemd ends it before."""
-    return _read_span(instance, "boot_timeout", DEFAULT_BOOT_SECONDS) + BOOT_MARGIN_SECONDS
 
 
 def find_stop_deadline(instance: Instance, timeout: float | None) -> float:

@@ -44,7 +44,7 @@ WAITS = (
     Option(("--wait",), "wait until the VM is Running, if that is the state"),
     Option(
         ("--timeout",),
-        "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
+        "with --wait: give up after this time (default: when the VM's boot_timeout has ended the start)",
         "TIME",
         Kind.SPAN,
     ),

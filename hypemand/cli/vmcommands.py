@@ -20,7 +20,7 @@ from hypemand.cli.spec import Argument, Command, Completes, Kind, Option
 _WAIT = Option(("--wait",), "wait until the VM is Running")
 _TIMEOUT_RUNNING = Option(
     ("--timeout",),
-    "with --wait: give up after this time (default: the VM's boot_timeout plus 15 s)",
+    "with --wait: give up after this time (default: when the VM's boot_timeout has ended the start)",
     "TIME",
     Kind.SPAN,
 )

@@ -49,6 +49,8 @@ notify_for(int(pid), "EXTEND_TIMEOUT_USEC=10000000")
 
 # of what is waited for by an event: a busy machine may need ten times what a calm one does
 BOOT_DEADLINE = 180.0
+# of a boot that boot_timeout ends, most often before
+START_DEADLINE = 900.0
 END_DEADLINE = 180.0
 # then the daemon is asked, lest a change that it has missed be waited for
 FOLLOW_SECONDS = 3.0
@@ -128,7 +130,7 @@ class Vms:
         """Start, and wait until all are Running."""
         started = [parse(Instance, self.api.post("instances", name, "start")) for name in names]
         for instance in started:
-            wait_until_started(self.api, instance, None)
+            wait_until_started(self.api, instance, START_DEADLINE)
 
     def run(self, name: str, program: str = STAYS, **keys: Any) -> str:
         """Define and start; Running when this is back, and the program ready to be stopped."""
