@@ -14,6 +14,7 @@ from hypemand.errors import HypemandError
 from hypemand.manager.parts import Parts
 from hypemand.manager.recovery import logged
 from hypemand.manager.service import VmManager
+from hypemand.manager.startqueue import StartQueue, Turn
 from hypemand.model.events import StartKind
 from hypemand.model.state import FromStandby, State
 from hypemand.recordfile import read_regular
@@ -32,13 +33,16 @@ ReachOnline = Callable[[], Coroutine[Any, Any, object]]
 
 class Autostarts:
     """`tasks` are the owner's, who ends them after `prepare_close`. `reach_online` waits until the host's
-    network is up, or will not be in time.
+    network is up, or will not be in time. `boots`: how many VMs boot at a time; who starts one himself waits
+    for none of them.
 
     The names of the VMs that are still to be started are in a file in /run, which no boot of the host has at
     first. So a daemon that is started anew continues with those, and starts no other again.
     """
 
-    def __init__(self, parts: Parts, manager: VmManager, tasks: Tasks, reach_online: ReachOnline) -> None:
+    def __init__(
+        self, parts: Parts, manager: VmManager, tasks: Tasks, reach_online: ReachOnline, boots: int
+    ) -> None:
         self._manager, self._tasks, self._reach_online = manager, tasks, reach_online
         self._fleet, self._networks = parts.fleet, parts.networks
         self._path = parts.config().runtime_dir / "autostarted"
@@ -47,6 +51,7 @@ class Autostarts:
         self._recorded: frozenset[str] | None = None
         self._recording = asyncio.Lock()
         self._online: asyncio.Task[object] | None = None
+        self._queue = StartQueue(boots)
         self._is_closing = False
 
     async def load(self) -> frozenset[str] | None:
@@ -56,7 +61,7 @@ class Autostarts:
     async def go_on(self, left: frozenset[str] | None, new: Collection[str]) -> None:
         """Start those that `load` gave, or all where the host has just booted, but for `new` ones, which have
         been begun. From now on they are on record."""
-        for vm in self._fleet:
+        for vm in sorted(self._fleet, key=lambda vm: vm.name):
             is_due = vm.name not in new if left is None else vm.name in left
             is_wanted = vm.record.definition.autostart and not vm.removed
             if is_due and is_wanted and vm.state in (State.STOPPED, State.STANDBY):
@@ -68,29 +73,43 @@ class Autostarts:
         """Start a VM in the background; errors are in the journal. `at_boot`: the host may not have its name
         servers yet; a VM that would get none waits until the host's network is up."""
         self._left.add(vm.name)
-        self._tasks.start(f"autostart of VM {vm.name}", self._start(vm, vm.name, at_boot=at_boot))
+        turn = self._queue.enter(vm)
+        self._tasks.start(f"autostart of VM {vm.name}", self._start(turn, vm.name, at_boot=at_boot))
 
     def prepare_close(self) -> None:
-        """Begin no start any more that waits for the network: the next daemon continues to wait. To be called
-        as soon as the daemon is asked to end: systemd then ends the process that it waits for, too."""
+        """Begin no start any more that waits for the network or its turn: the next daemon continues to wait.
+        To be called as soon as the daemon is asked to end: systemd then ends the process that it waits for,
+        too."""
         self._is_closing = True
+        self._queue.close()
         if self._online is not None:
             self._online.cancel()
 
-    async def _start(self, vm: Vm, name: str, *, at_boot: bool) -> None:
+    async def _start(self, turn: Turn, name: str, *, at_boot: bool) -> None:
+        try:
+            await self._start_in_turn(turn, name, at_boot=at_boot)
+        finally:
+            self._queue.leave(turn)
+
+    async def _start_in_turn(self, turn: Turn, name: str, *, at_boot: bool) -> None:
+        vm = turn.vm
         if at_boot:
             await self._networks.learn_servers()
             if lack := self._find_lack(vm.network_member):
+                self._queue.set_aside(turn)
                 await self._wait_online(vm, lack)
-            if self._is_closing:
-                return
-        try:
-            await self._manager.start_vm(vm.name, standby=FromStandby.RESTORE, kind=StartKind.AUTOSTART)
-        except HypemandError as error:
-            _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
+        await self._queue.await_turn(turn)
+        if self._is_closing:
+            return
+        if vm.record.definition.autostart and not vm.removed:
+            try:
+                await self._manager.start_vm(vm.name, standby=FromStandby.RESTORE, kind=StartKind.AUTOSTART)
+            except HypemandError as error:
+                _log.debug("autostart of %s: %s", vm.name, error)  # the manager has told it
         self._left.discard(name)
         if self._recorded is not None:
             await self._record()
+        await self._queue.await_boot(turn)
 
     def _find_lack(self, member: NetworkMember) -> str:
         """What of the host's own network a VM would miss now; "": nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypemand.errors import HypemandError, InvalidDefinition, Problem
 from hypemand.manager.autostart import Autostarts, ReachOnline, reach_online
 from hypemand.manager.parts import Parts
 from hypemand.manager.service import VmManager
+from hypemand.manager.startqueue import derive_boots
 from hypemand.model.answers.host import ReloadReport
 from hypemand.model.state import Origin
 from hypemand.systemd.log import MessageId
@@ -30,7 +32,8 @@ _NETWORKS_DEADLINE = 10.0
 
 
 class Reloader:
-    """Reads the files again on request. `close` waits for the starts and stops that a reload has caused."""
+    """Reads the files again on request. `close` waits for the starts and stops that a reload has caused.
+    `boots`: how many VMs that it starts boot at a time; None: what fits the host's CPUs."""
 
     def __init__(
         self,
@@ -38,13 +41,15 @@ class Reloader:
         manager: VmManager,
         load_config: Callable[[], HostConfig] = load_host_config,
         reach_online: ReachOnline = reach_online,
+        boots: int | None = None,
     ) -> None:
         self._manager = manager
         self._config, self._fleet, self._networks = parts.config, parts.fleet, parts.networks
         self._load_config, self._files, self._volumes = load_config, parts.files, parts.volumes
         self._lock = asyncio.Lock()
         self._tasks = Tasks("the reload")
-        self._autostarts = Autostarts(parts, manager, self._tasks, reach_online)
+        boots = derive_boots(len(os.sched_getaffinity(0))) if boots is None else boots
+        self._autostarts = Autostarts(parts, manager, self._tasks, reach_online, boots)
 
     async def begin(self) -> None:
         """Read the files for the first time. VMs that are marked `autostart` are started once after the host
@@ -92,7 +97,7 @@ class Reloader:
         problems += found.problems
         self._fleet.take_files(found)
         rejected = set(found.broken)
-        defined, changed = [], []
+        defined, changed, new = [], [], []
         for name, definition in found.definitions.items():
             vm = self._fleet.find(name)
             is_of_api = vm is not None and vm.record.origin is Origin.API
@@ -104,7 +109,7 @@ class Reloader:
                     await self._take_over(vm, definition)
                     changed.append(name)
                 elif vm is None or vm.removed:
-                    await self._define(definition, at_boot=at_boot)
+                    new.append(await self._define(definition))
                     defined.append(name)
                 elif vm.record.definition != definition:
                     await self._redefine(vm, definition)
@@ -112,6 +117,9 @@ class Reloader:
             except (HypemandError, OSError) as error:  # one VM keeps no other from what its file says
                 problems.append(_not_taken(self._files.name_file(config.vm_dir, name), error))
                 rejected.add(name)
+        for vm in new:  # now that all are known of which one may be ordered after another
+            if vm.record.definition.autostart:
+                self._autostarts.begin(vm, at_boot=at_boot)
         self._files.reject(rejected)
         # a directory that cannot be read says nothing of files that are gone
         await self._manager.look_at_files()
@@ -127,11 +135,10 @@ class Reloader:
             self._files.note(config.vm_dir)
         return load_vm_dir(config.vm_dir, config.defaults, config.networks)
 
-    async def _define(self, definition: Definition, *, at_boot: bool) -> None:
+    async def _define(self, definition: Definition) -> Vm:
         vm = await self._manager.define(definition)
         vm.log(logging.INFO, f"VM {vm.name} is defined")
-        if definition.autostart:
-            self._autostarts.begin(vm, at_boot=at_boot)
+        return vm
 
     async def _take_over(self, vm: Vm, definition: Definition) -> None:
         """Let the file define a VM from now on that was created or imported with the API and is the same."""

@@ -146,6 +146,15 @@ class Vm:
         return self._unit.active_state == "deactivating"
 
     @property
+    def is_booting(self) -> bool:
+        """Is its unit being started, and not kept waiting: by other units, until a restart, or for space on a
+        disk?"""
+        unit, session = self._unit, self.session
+        stands = session is not None and session.run_state.is_halted
+        waits = bool(unit.waits_for) or unit.sub_state.startswith("auto-restart") or stands
+        return unit.active_state == "activating" and not waits
+
+    @property
     def has_unit(self) -> bool:
         """Does systemd have a unit of it, be it one that has failed?"""
         return self._unit.active_state is not None

@@ -103,7 +103,9 @@ class Daemon:
         self.snapshots = ApiSnapshots(self.parts, self.manager)
         self.schedules = SnapshotSchedules(self.parts, self.snapshots)
         self.recovery = Recovery(self.parts, self.manager.delete_vm)
-        self.reloader = Reloader(self.parts, self.manager, lambda: host.config, host.is_online.wait)
+        self.reloader = Reloader(
+            self.parts, self.manager, lambda: host.config, host.is_online.wait, host.BOOTS
+        )
         self._resyncs: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
@@ -130,7 +132,9 @@ class Daemon:
 
 class FakeHost:
     """A host whose state is in `folder`, and the daemon that runs on it now. VMs outlive daemons. It has an
-    image, `builtin:app`, and a network, `default`."""
+    image, `builtin:app`, and a network, `default`. `BOOTS`: of VMs that the daemon starts at a time."""
+
+    BOOTS = 4
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
