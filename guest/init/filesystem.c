@@ -68,13 +68,13 @@ static unsigned find_attributes(struct mount_limits limits)
            (limits.noexec ? MOUNT_ATTR_NOEXEC : 0U) | (limits.readonly ? MOUNT_ATTR_RDONLY : 0U);
 }
 
-int filesystem_tmpfs(const char *options, struct mount_limits limits)
+int filesystem_nodev(const char *type, const char *options, struct mount_limits limits)
 {
-    int context = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
+    int context = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
     if (context < 0)
         return -1;
     int filesystem = -1;
-    if (set_text(context, "source", "tmpfs") && set_options(context, options) &&
+    if (set_text(context, "source", type) && set_options(context, options) &&
         syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
         filesystem = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, find_attributes(limits));
     int error = errno;
@@ -103,4 +103,10 @@ bool filesystem_place(int filesystem, int folder)
 {
     const unsigned flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
     return syscall(SYS_move_mount, filesystem, "", folder, "", flags) == 0;
+}
+
+bool filesystem_move(int filesystem, const char *path)
+{
+    const unsigned flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS;
+    return syscall(SYS_move_mount, filesystem, "", AT_FDCWD, path, flags) == 0;
 }

@@ -16,14 +16,18 @@ struct mount_limits {
     bool readonly;
 };
 
-/* A tmpfs with options as of tmpfs(5), KEY=VALUE alone, joined by commas; nowhere yet: an fd of its root, or
- * -1 with errno. */
-int filesystem_tmpfs(const char *options, struct mount_limits limits);
+/* One that needs no device (`nodev` in /proc/filesystems), with options KEY=VALUE alone, joined by commas;
+ * nowhere yet: an fd of its root, or -1 with errno. */
+int filesystem_nodev(const char *type, const char *options, struct mount_limits limits);
 
 /* An overlay of folders by their paths, mounted nowhere yet: an fd of its root, or -1 with errno. */
 int filesystem_overlay(const char *lower, const char *upper, const char *work);
 
 /* Give it its place, a folder by its fd. False with errno. */
 bool filesystem_place(int filesystem, int folder);
+
+/* The same of a folder by its path; also of one that has a place and is to have another, which may be out of
+ * reach since the root was switched. */
+bool filesystem_move(int filesystem, const char *path);
 
 #endif

@@ -125,9 +125,10 @@ static bool boot(struct machine *machine, struct reason *why)
         return false;
     fill_stdio();
     system_protect();
+    system_loopback();
     power_off_prepare();
     keep_agent(machine);
-    if (!freeze_point(&machine->warm, report, why))
+    if (!mounts_ahead(why) || !freeze_point(&machine->warm, report, &machine->ports.events, why))
         return false;
     crash_handlers_install(report->boot);
     machine->deadline = clock_ms() + DEVICE_WAIT_MS;
@@ -195,8 +196,8 @@ static _Noreturn void init_main(void)
     (void)sigprocmask(SIG_SETMASK, &signals, NULL);
     (void)umask(022);
     struct outcome outcome = run(&machine);
-    if (machine.ports.report < 0 && machine.ports.events < 0)
-        ports_open(&machine.ports); /* The boot failed before it got to them. */
+    if (machine.ports.report < 0)
+        ports_open(&machine.ports); /* The boot may have failed before it got to them. */
     report_exit(&machine.report, outcome.code, outcome.why.words);
     power_off(machine.report.console, machine.initrd, &machine.config.volumes);
 }

@@ -186,7 +186,7 @@ static int mount_vault(void)
     const struct mount_limits limits = {.nosuid = true, .nodev = true, .noexec = true};
     int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     int folder = root < 0 ? -1 : folder_in_root(root, SECRETS);
-    int filesystem = folder < 0 ? -1 : filesystem_tmpfs("mode=0755,size=4m", limits);
+    int filesystem = folder < 0 ? -1 : filesystem_nodev("tmpfs", "mode=0755,size=4m", limits);
     if (filesystem >= 0 && !filesystem_place(filesystem, folder)) {
         int error = errno;
         close_fd(&filesystem);

@@ -21,13 +21,14 @@ static void open_all(struct ports *ports)
 {
     open_missing(&ports->report, "org.hypeman.report", O_WRONLY);
     open_missing(&ports->stop, "org.hypeman.stop", O_RDONLY);
-    if (ports->report >= 0 && ports->stop >= 0)
-        close_fd(&ports->events);
 }
 
 void ports_open(struct ports *ports)
 {
-    ports->events = device_events_open();
+    if (ports->events < 0)
+        ports->events = device_events_open();
+    else
+        device_events_drain(ports->events);
     open_all(ports);
 }
 
@@ -35,6 +36,8 @@ void ports_event(struct ports *ports)
 {
     device_events_drain(ports->events);
     open_all(ports);
+    if (ports->report >= 0 && ports->stop >= 0)
+        close_fd(&ports->events);
 }
 
 bool stop_line_add(struct stop_line *line, char byte, unsigned *grace)

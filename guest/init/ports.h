@@ -8,12 +8,13 @@
 struct ports {
     int report; /* -1 until it is there */
     int stop;
-    int events; /* readable when there may be a new port; -1 once none is missing */
+    int events; /* readable when there may be a new port; closed with the first event that finds none missing
+                 */
 };
 
 #define PORTS_NONE ((struct ports){-1, -1, -1})
 
-/* Open what is there, and watch for what is not. */
+/* Open what is there, and watch for what is not: by `events`, which may be open. */
 void ports_open(struct ports *ports);
 
 /* A device event has come: look again. */

@@ -32,6 +32,8 @@ static void set_raw(int console)
 void report_console(struct report *report)
 {
     int64_t deadline = clock_ms() + DEVICE_WAIT_MS;
+    if (report->console >= 0)
+        return;
     while ((report->console = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC)) < 0) {
         if (clock_ms() >= deadline)
             return;
@@ -55,8 +57,7 @@ static void write_whole(int fd, const char *text, size_t size)
 
 static void say(struct report *report, const char *text, size_t size)
 {
-    if (report->console < 0)
-        report_console(report);
+    report_console(report);
     write_whole(report->console, text, size);
     if (*report->port >= 0) {
         (void)!write(*report->port, text, size); /* Non-blocking: a host that does not listen misses it. */
@@ -195,8 +196,7 @@ void report_warning(struct report *report, const char *words)
     char line[sizeof begin + REASON_MAX + 2];
     int length = snprintf(line, sizeof line, "%s%s\n", begin, words);
     (void)file_write("/dev/kmsg", 0, line);
-    if (report->console < 0)
-        report_console(report);
+    report_console(report);
     if (length > 0)
         write_whole(report->console, line + 3, (size_t)length - 3);
 }

@@ -5,7 +5,6 @@
 #include "devices.h"
 #include "files.h"
 #include "growth.h"
-#include "mounts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -117,7 +116,6 @@ bool root_enter(int *initrd, struct reason *why)
     *initrd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (*initrd < 0)
         return refuse(why, "cannot keep the initrd's root: %s", strerror(errno));
-    mounts_early_leave();
     /* pivot_root cannot leave the initrd; this is what can, and nested containers can pivot_root in it. */
     if (chdir(ROOT) != 0 || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0 || chdir("/") != 0)
         return refuse(why, "cannot switch to the new root: %s", strerror(errno));

@@ -27,7 +27,7 @@ static bool write_if_empty(const char *path, const char *text, struct reason *wh
     return true;
 }
 
-static void loopback_up(void)
+void system_loopback(void)
 {
     int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (control < 0)
@@ -47,7 +47,6 @@ bool system_name(const char *name, const struct hosts *hosts, struct reason *why
     if (length == 0 || length > NAME_MAX_LENGTH || sethostname(name, length) != 0)
         return refuse(why, "cannot set the host name \"%s\"", name);
     (void)snprintf(hostname, sizeof hostname, "%s\n", name);
-    loopback_up();
     return write_if_empty("/etc/hostname", hostname, why) && hosts_set(name, NULL, hosts, why);
 }
 

@@ -99,7 +99,7 @@ int tmpfs_open(const struct volume *volume)
     char word[OPTIONS_MAX];
     struct mount_limits limits;
     (void)sort_options(volume->options, &limits, own, word); /* It was right when it was parsed. */
-    return filesystem_tmpfs(own, limits);
+    return filesystem_nodev("tmpfs", own, limits);
 }
 
 bool tmpfs_has_mode(const struct volume *volume)

@@ -184,18 +184,17 @@ static bool take_identity(struct warm_start *start, struct report *report, struc
     return clock_set(&clock) == 0 || refuse(why, "cannot set the clock: %s", strerror(errno));
 }
 
-bool freeze_point(struct warm_start *start, struct report *report, struct reason *why)
+bool freeze_point(struct warm_start *start, struct report *report, int *events, struct reason *why)
 {
     start->warm = is_template();
     if (!start->warm)
         return boot_id_read(report->boot) ||
                refuse(why, "the kernel command line has no hypeman.boot= of 32 hex digits");
-    int events = device_events_open();
-    if (events < 0)
+    *events = device_events_open();
+    if (*events < 0)
         return refuse(why, "cannot wait for disks: %s", strerror(errno));
     report_console(report);
-    await_disks(events);
-    close_fd(&events);
+    await_disks(*events);
     report_thaw(report);
     if (!take_identity(start, report, why))
         return false;

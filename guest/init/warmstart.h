@@ -22,8 +22,9 @@ struct warm_start {
 };
 
 /* Learn the boot id: from the kernel's command line or, where that is of a template, when this goes on as
- * another VM, with its clock, and random numbers that nobody else has. False with words. */
-bool freeze_point(struct warm_start *start, struct report *report, struct reason *why);
+ * another VM, with its clock, and random numbers that nobody else has. `events`: where that has waited, what
+ * it has heard of devices by; it stays open. False with words. */
+bool freeze_point(struct warm_start *start, struct report *report, int *events, struct reason *why);
 
 /* What of a template differs from the machine that the configuration is of: its disks are all writable, and
  * its network device has another MAC address. False with words. */

@@ -302,6 +302,38 @@ class GuestBoot(BootCase):
         ):
             self.assertIn(shown, guest.console)
 
+    def test_api_file_systems_are_those_of_the_mode(self) -> None:
+        """An image's own init mounts some of them itself, with options of its own."""
+        script = """
+        cat /proc/mounts; echo shown; ls /dev/pts/ptmx /sys/class/net /dev/fd/0 /sys/fs/cgroup/cgroup.procs
+        [ -e /run/initramfs/shutdown ] || exit 0
+        ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt
+        """
+        inits = [
+            "devpts /dev/pts devpts rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666",
+            "tmpfs /dev/shm tmpfs rw,nosuid,nodev,relatime",
+            "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid,nodev,noexec,relatime",
+        ]
+        for mode, words in (("exec", ["sh", "-c", script]), ("systemd", [SCRIPT_INIT, "-c", script])):
+            with self.guest(*words, mode=mode, agent="0") as guest:
+                self.assertEqual(guest.exit_report()[0], 0)
+            shown, _, rest = guest.console.partition("shown\n")
+            lines = shown.splitlines()
+            for always in (
+                "proc /proc proc rw,nosuid,nodev,noexec,relatime",
+                "sysfs /sys sysfs rw,nosuid,nodev,noexec,relatime",
+                "devtmpfs /dev devtmpfs rw,nosuid,relatime,",
+            ):
+                self.assertTrue(any(line.startswith(always) for line in lines), shown)
+            for own in inits:
+                found = [line for line in lines if line.split()[1:2] == own.split()[1:2]]
+                self.assertEqual(len(found), 1 if mode == "exec" else 0, shown)
+                self.assertTrue(all(line.startswith(own) for line in found), shown)
+            self.assertIn("/dev/fd/0\n", rest)
+            self.assertIn("\nlo\n", rest)
+            self.assertEqual("/dev/pts/ptmx\n" in rest, mode == "exec")
+            self.assertEqual("/sys/fs/cgroup/cgroup.procs\n" in rest, mode == "exec")
+
     def test_what_the_kernel_does_not_take_ends_the_boot(self) -> None:
         for record, words in (
             (

@@ -29,6 +29,7 @@ BLOCK = 4096
 SIZES = ((64, 16), (80, 24))
 SHOW = """
 cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /proc/cmdline /sys/class/net/lan0/address
+stat -f -c %i /dev/shm /run
 hostname; date +%s
 for disk in /sys/block/vd*; do echo $(cat $disk/serial) $(cat $disk/size) $(cat $disk/ro); done
 cat /mnt/own; ls /run/hypeman
@@ -126,10 +127,10 @@ class WarmBoot(BootCase):
             for number, guest in enumerate(guests):
                 self.assertEqual(guest.exit_report(), (3, "exited with code 3"))
                 lines = guest.console.partition("name=program")[2].splitlines()[1:]
-                own, clock, disks, rest = lines[:5], lines[5], lines[6:10], lines[10:]
+                own, clock, disks, rest = lines[:7], lines[7], lines[8:12], lines[12:]
                 seen += own
                 self.assertEqual(own[2], f"quiet systemd.hostname=vm hypeman.boot={guest.boot}")
-                self.assertEqual([own[3], own[4]], [f"52:54:00:00:01:0{number}", f"vm{number}"])
+                self.assertEqual([own[3], own[6]], [f"52:54:00:00:01:0{number}", f"vm{number}"])
                 self.assertLess(abs(int(clock) - time.time()), 60)
                 disk, volume = SIZES[number]
                 found = {serial: (size, ro) for serial, size, ro in map(str.split, disks)}
