@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "root.h"
 
-#include "atonce.h"
 #include "devices.h"
 #include "files.h"
 #include "growth.h"
@@ -15,7 +14,7 @@
 #define IMAGE "/image"
 #define DISK "/disk"
 
-/* A disk that the root is made of, mounted in a thread of its own. */
+/* A disk that the root is made of. */
 struct part {
     const char *serial;
     const char *target;
@@ -23,8 +22,6 @@ struct part {
     unsigned long flags;
     const char *options;
     char device[DEVICE_PATH_SIZE];
-    bool mounted;
-    struct reason why;
 };
 
 static bool find_part(struct part *part, int64_t deadline, struct reason *why)
@@ -47,17 +44,12 @@ static bool mount_counted(const struct part *part)
            (growth_blocks(part->device) == blocks || (umount2(part->target, 0) == 0 && mount_once(part)));
 }
 
-static void *mount_part(void *item)
+static bool mount_part(const struct part *part, struct reason *why)
 {
-    struct part *part = item;
     if (!folder_make(part->target, 0755))
-        (void)refuse(&part->why, "cannot make the folder %s: %s", part->target, strerror(errno));
-    else if (!mount_counted(part))
-        (void)refuse(&part->why, "cannot mount %s (%s) as %s: %s", part->serial, part->device, part->type,
-                     strerror(errno));
-    else
-        part->mounted = true;
-    return NULL;
+        return refuse(why, "cannot make the folder %s: %s", part->target, strerror(errno));
+    return mount_counted(part) || refuse(why, "cannot mount %s (%s) as %s: %s", part->serial, part->device,
+                                         part->type, strerror(errno));
 }
 
 static bool mount_overlay(struct reason *why)
@@ -100,12 +92,10 @@ bool root_mount(struct report *report, int64_t deadline, struct reason *why)
         if (!find_part(&parts[i], deadline, why))
             return false;
     }
-    at_once(mount_part, parts, sizeof parts[0], COUNT);
+    /* In turn: under TCG a thread costs more than the waits that it would save. */
     for (size_t i = 0; i < COUNT; i++) {
-        if (!parts[i].mounted) {
-            *why = parts[i].why;
+        if (!mount_part(&parts[i], why))
             return false;
-        }
     }
     grow_disk(parts[COUNT - 1].device, report);
     return mount_overlay(why);
