@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* hypeman-agent: serves the agent channel of docs/protocol.md on its virtio port. */
+#include "admission.h"
 #include "announce.h"
 #include "bootid.h"
 #include "clock.h"
@@ -28,11 +29,14 @@
 
 enum { OWN_FILES = 1024 };
 
-static bool open_port(int *port, struct reason *why)
+static bool await_port(char path[DEVICE_PATH_SIZE], struct reason *why)
 {
-    char path[DEVICE_PATH_SIZE];
-    if (!wait_for_device(find_port, "org.hypeman.agent", path, clock_ms() + DEVICE_WAIT_MS))
-        return refuse(why, "no virtio port with the name org.hypeman.agent came up");
+    return wait_for_device(find_port, "org.hypeman.agent", path, clock_ms() + DEVICE_WAIT_MS) ||
+           refuse(why, "no virtio port with the name org.hypeman.agent came up");
+}
+
+static bool open_port(const char *path, int *port, struct reason *why)
+{
     *port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     return *port >= 0 || refuse(why, "cannot open %s: %s", path, strerror(errno));
 }
@@ -64,20 +68,26 @@ static void tell_all(const char *notify_socket)
     tell_systemd(notify_socket);
 }
 
-/* One byte into the socket of init, which waits for this agent to serve, and says there of the program. */
+/* The socket of init, which waits for this agent to serve, and says there of the program; or -1. */
+static int find_gate(void)
+{
+    unsigned long number;
+    const char *text = getenv("HYPEMAN_AGENT_READY_FD");
+    return text != NULL && parse_number(text, 1023, &number) ? (int)number : -1;
+}
+
 static void tell_ready(void)
 {
+    static const char ready = AGENT_READY;
     const char *notify_socket = getenv("NOTIFY_SOCKET");
     if (notify_socket != NULL)
         tell_all(notify_socket);
-    unsigned long number;
-    const char *text = getenv("HYPEMAN_AGENT_READY_FD");
-    if (text == NULL || !parse_number(text, 1023, &number))
+    int gate = find_gate();
+    if (gate < 0)
         return;
-    int fd = (int)number;
-    (void)!write(fd, "", 1); /* Nobody waits: no harm. */
-    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
-    inside_expect(fd);
+    (void)!write(gate, &ready, sizeof ready); /* Nobody waits: no harm. */
+    (void)fcntl(gate, F_SETFD, FD_CLOEXEC);
+    inside_expect(gate);
 }
 
 /* Who powers off: PID 1, or in systemd mode the process that init has left for that. */
@@ -117,9 +127,13 @@ int main(void)
     (void)file_write("/proc/self/oom_score_adj", 0, "-1000");
     keep_files();
     groups_begin("hypeman-exec");
-    bool served = ((anew ? boot_id_current(boot) : boot_id_read(boot)) ||
+    char path[DEVICE_PATH_SIZE];
+    int gate = find_gate();
+    /* Up to its admission it may be part of a template: nothing of a VM is known to it. */
+    bool served = await_port(path, &why) && (gate < 0 || admission_await(gate, &why)) &&
+                  ((anew ? boot_id_current(boot) : boot_id_read(boot)) ||
                    refuse(&why, "the kernel command line has no hypeman.boot=")) &&
-                  open_port(&server.port, &why) && serve(&server, &why);
+                  open_port(path, &server.port, &why) && serve(&server, &why);
     if (!served)
         (void)dprintf(STDERR_FILENO, "hypeman-agent: %s\n", why.words);
     return served ? EXIT_SUCCESS : EXIT_FAILURE;

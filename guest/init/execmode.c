@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "execmode.h"
 
+#include "admission.h"
 #include "clock.h"
 #include "enclosed.h"
 #include "environment.h"
@@ -58,7 +59,6 @@ struct run {
     struct outcome outcome;
     int fds[SOURCES];
     bool stop_watched;
-    struct spawn agent_spawn;
     int agent_socket; /* the gate's, once the agent is through it: it is told of the program there */
     struct program_io io;
     struct enclosed enclosed;
@@ -66,7 +66,6 @@ struct run {
     struct identity who;
     char **environment;
     struct environment_store store;
-    pid_t agent;
     pid_t program;
     bool agent_ended;
     int agent_status;
@@ -394,43 +393,16 @@ static void explain_agent_end(struct run *run)
 
 static void start_agent(struct run *run, int epoll)
 {
-    static char name[] = "hypeman-agent";
-    static char path[] = "PATH=" DEFAULT_PATH;
-    static char home[] = "HOME=/";
-    static char ready[] = "HYPEMAN_AGENT_READY_FD=3";
-    static char *const argv[] = {name, NULL};
-    static char *const environment[] = {path, home, ready, NULL};
+    struct agent_process *agent = run->mode->agent;
     report_stage(run->mode->report, "agent");
-    if (run->mode->agent_binary < 0) {
-        gate_refused(run, run->mode->no_agent.words);
+    if (!agent_start(agent)) {
+        gate_refused(run, agent->no_binary.words);
         return;
     }
-    int gate[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, gate) != 0) {
-        gate_refused(run, strerror(errno));
-        return;
-    }
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int log = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
-    run->agent_spawn = (struct spawn){.argv = argv,
-                                      .environment = environment,
-                                      .folder = "/",
-                                      .stdio = {null, null, log >= 0 ? log : null},
-                                      .ready_fd = gate[1],
-                                      .binary = run->mode->agent_binary};
-    struct spawned spawned;
-    struct reason why = {""};
-    bool started = spawn_start(&run->agent_spawn, &spawned, &why);
-    close_fd(&null);
-    close_fd(&log);
-    close_fd(&gate[1]);
-    run->fds[SOURCE_GATE] = gate[0];
-    if (!started) {
-        gate_refused(run, why.words);
-        return;
-    }
-    run->agent = spawned.pid;
-    run->fds[SOURCE_VERDICT] = spawned.verdict;
+    agent_admit(agent);
+    run->fds[SOURCE_GATE] = agent->socket;
+    run->fds[SOURCE_VERDICT] = agent->verdict;
+    agent->socket = agent->verdict = -1;
     (void)(watch(run, epoll, SOURCE_GATE, EPOLLIN) && watch(run, epoll, SOURCE_VERDICT, EPOLLIN));
 }
 
@@ -438,7 +410,7 @@ static void settle_agent(struct run *run)
 {
     int code;
     struct reason why = {""};
-    enum spawn_state state = spawn_settle(run->fds[SOURCE_VERDICT], &run->agent_spawn, &code, &why);
+    enum spawn_state state = spawn_settle(run->fds[SOURCE_VERDICT], &run->mode->agent->spawn, &code, &why);
     if (state == SPAWN_PENDING)
         return;
     forget(run, SOURCE_VERDICT);
@@ -452,7 +424,7 @@ static void on_gate(struct run *run, int epoll)
     ssize_t got;
     do
         got = read(run->fds[SOURCE_GATE], &byte, 1);
-    while (got < 0 && errno == EINTR);
+    while ((got < 0 && errno == EINTR) || (got == 1 && byte == AGENT_WAITS));
     if (got < 0 && errno == EAGAIN)
         return;
     /* An exec that failed also closed the pipe, and says more. */
@@ -525,7 +497,7 @@ static void on_child(struct run *run, pid_t pid, int status)
         check_ended(run, status);
     } else if (pid == run->headers) {
         headers_ended(run, status);
-    } else if (pid == run->agent) {
+    } else if (pid == run->mode->agent->pid) {
         run->agent_ended = true;
         run->agent_status = status;
         if (run->phase == PHASE_GATE && run->gate_closed)

@@ -3,6 +3,7 @@
 #ifndef HYPEMAN_EXECMODE_H
 #define HYPEMAN_EXECMODE_H
 
+#include "agentprocess.h"
 #include "config.h"
 #include "ports.h"
 #include "report.h"
@@ -21,8 +22,7 @@ struct exec_mode {
     const struct config *config;
     struct report *report;
     struct ports *ports;
-    int agent_binary; /* or -1 with the reason why there is none */
-    struct reason no_agent;
+    struct agent_process *agent;
     bool (*headers)(struct reason *why); /* what sets up the kernel headers, once the program runs */
 };
 

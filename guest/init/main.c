@@ -39,17 +39,8 @@ struct machine {
     struct warm_start warm;
     int64_t deadline; /* of devices */
     int initrd;
-    int agent_binary;
-    struct reason no_agent;
+    struct agent_process agent;
 };
-
-/* The agent stays in the initrd: it is executed by this fd, from whichever root. */
-static void keep_agent(struct machine *machine)
-{
-    machine->agent_binary = open("/hypeman-agent", O_PATH | O_CLOEXEC);
-    if (machine->agent_binary < 0)
-        (void)refuse(&machine->no_agent, "cannot open its binary: %s", strerror(errno));
-}
 
 /* The kernel found no console to open yet: keep 0 to 2 from becoming something else. */
 static void fill_stdio(void)
@@ -127,14 +118,17 @@ static bool boot(struct machine *machine, struct reason *why)
     system_protect();
     system_loopback();
     power_off_prepare();
-    keep_agent(machine);
-    if (!mounts_ahead(why) || !freeze_point(&machine->warm, report, &machine->ports.events, why))
+    agent_find(&machine->agent, "/hypeman-agent");
+    if (!mounts_ahead(why) ||
+        !freeze_point(&machine->warm, report, &machine->agent, &machine->ports.events, why))
         return false;
     crash_handlers_install(report->boot);
     machine->deadline = clock_ms() + DEVICE_WAIT_MS;
     report_stage(report, "config");
     if (!read_config(machine, why) || !warm_start_adapt(&machine->warm, &machine->config, why))
         return false;
+    if (!machine->config.agent || machine->config.mode == MODE_SYSTEMD)
+        agent_dismiss(&machine->agent);
     report_stage(report, "root");
     bool run_content = machine->config.mode == MODE_EXEC;
     bool other_root = volumes_hold_root(&machine->config.volumes);
@@ -170,15 +164,13 @@ static struct outcome run(struct machine *machine)
                                              .report = &machine->report,
                                              .ports = &machine->ports,
                                              .initrd = machine->initrd,
-                                             .agent_binary = machine->agent_binary,
-                                             .no_agent = machine->no_agent};
+                                             .agent = &machine->agent};
         return systemd_mode_run(&systemd);
     }
     const struct exec_mode mode = {.config = &machine->config,
                                    .report = &machine->report,
                                    .ports = &machine->ports,
-                                   .agent_binary = machine->agent_binary,
-                                   .no_agent = machine->no_agent,
+                                   .agent = &machine->agent,
                                    .headers = headers_setup};
     return exec_mode_run(&mode);
 }
@@ -189,7 +181,7 @@ static _Noreturn void init_main(void)
         .report = {.console = -1, .boot = "00000000000000000000000000000000"},
         .ports = {-1, -1, -1},
         .initrd = -1,
-        .agent_binary = -1,
+        .agent = AGENT_PROCESS_NONE,
     };
     machine.report.port = &machine.ports.report;
     sigset_t signals = exec_mode_signals();

@@ -28,8 +28,8 @@ struct report {
     size_t unsent_size;
 };
 
-/* Open the console if it is not, without echo, output processing or flow control, waiting for it 10 s at most.
- * Init keeps it open: the settings of this tty end with its last fd. */
+/* Open the console if it is not, without echo, output processing or flow control, waiting for it 10 s at
+ * most. Init keeps it open: the settings of this tty end with its last fd. */
 void report_console(struct report *report);
 
 /* A stage begins; the one before ends. They are only remembered, until report_stages writes them all. */

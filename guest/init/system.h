@@ -7,7 +7,8 @@
 
 #include <stdbool.h>
 
-/* The host name; /etc/hostname where the image has none; /etc/hosts with the VM's name and those of `hosts`. */
+/* The host name; /etc/hostname where the image has none; /etc/hosts with the VM's name and those of `hosts`.
+ */
 bool system_name(const char *name, const struct hosts *hosts, struct reason *why);
 
 /* The agent's and init's own wish not to be killed for memory. */

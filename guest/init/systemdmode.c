@@ -91,8 +91,8 @@ static bool install_init(int init, struct reason *why)
 
 static bool install_agent(const struct systemd_mode *mode, struct reason *why)
 {
-    if (mode->agent_binary < 0)
-        return refuse(why, "the guest agent cannot be started: %s", mode->no_agent.words);
+    if (mode->agent->binary < 0)
+        return refuse(why, "the guest agent cannot be started: %s", mode->agent->no_binary.words);
     int agent = openat(mode->initrd, "hypeman-agent", O_RDONLY | O_CLOEXEC);
     bool installed = agent >= 0 && install(agent, TOOLS_FOLDER, "hypeman-agent", why);
     if (agent < 0)

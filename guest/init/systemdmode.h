@@ -12,9 +12,8 @@ struct systemd_mode {
     const struct config *config;
     struct report *report;
     const struct ports *ports;
-    int initrd;       /* the initrd's root */
-    int agent_binary; /* or -1 with the reason why there is none */
-    struct reason no_agent;
+    int initrd; /* the initrd's root */
+    const struct agent_process *agent;
 };
 
 /* Put into the image what it needs of us, leave the keeper behind, print PROGRAM-START and the stages, and

@@ -184,7 +184,8 @@ static bool take_identity(struct warm_start *start, struct report *report, struc
     return clock_set(&clock) == 0 || refuse(why, "cannot set the clock: %s", strerror(errno));
 }
 
-bool freeze_point(struct warm_start *start, struct report *report, int *events, struct reason *why)
+bool freeze_point(struct warm_start *start, struct report *report, struct agent_process *agent, int *events,
+                  struct reason *why)
 {
     start->warm = is_template();
     if (!start->warm)
@@ -194,6 +195,8 @@ bool freeze_point(struct warm_start *start, struct report *report, int *events, 
     if (*events < 0)
         return refuse(why, "cannot wait for disks: %s", strerror(errno));
     report_console(report);
+    (void)agent_start(agent);
+    agent_await(agent);
     await_disks(*events);
     report_thaw(report);
     if (!take_identity(start, report, why))

@@ -5,6 +5,7 @@
 #ifndef HYPEMAN_WARMSTART_H
 #define HYPEMAN_WARMSTART_H
 
+#include "agentprocess.h"
 #include "config.h"
 #include "reason.h"
 #include "report.h"
@@ -22,9 +23,11 @@ struct warm_start {
 };
 
 /* Learn the boot id: from the kernel's command line or, where that is of a template, when this goes on as
- * another VM, with its clock, and random numbers that nobody else has. `events`: where that has waited, what
- * it has heard of devices by; it stays open. False with words. */
-bool freeze_point(struct warm_start *start, struct report *report, int *events, struct reason *why);
+ * another VM, with its clock, and random numbers that nobody else has. A template has the agent
+ * with it. `events`: where that has waited, what it has heard of devices by; it stays open. False with words.
+ */
+bool freeze_point(struct warm_start *start, struct report *report, struct agent_process *agent, int *events,
+                  struct reason *why);
 
 /* What of a template differs from the machine that the configuration is of: its disks are all writable, and
  * its network device has another MAC address. False with words. */

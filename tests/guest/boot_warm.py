@@ -146,12 +146,24 @@ class WarmBoot(BootCase):
                 self.check_ext4(guest.folder / "disk")
         self.assertEqual(len(set(seen)), len(seen), seen)
 
+    def test_the_agent_of_a_template_is_that_of_the_vm(self) -> None:
+        with contextlib.ExitStack() as stack:
+            guest = self.start(stack, 0, "sleep", "infinity")
+            guest.wait_for("HYPEMAN-PROGRAM-START")
+            channel = stack.enter_context(contextlib.closing(guest.channel()))
+            self.assertEqual(channel.greet()["boot"], guest.boot)
+            self.assertEqual(channel.run(["sh", "-c", "cat /mnt/own; hostname"]).output[1], b"own 0\nvm0\n")
+            stack.enter_context(guest.order_poweroff(0))
+            self.assertEqual(guest.exit_report()[0], 143)
+
     def test_in_systemd_mode_the_init_sees_the_words_of_its_own_start(self) -> None:
         with contextlib.ExitStack() as stack:
-            script = "cat /proc/cmdline; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
+            script = "cat /proc/cmdline /proc/[0-9]*/cmdline"
+            script += "; ln -s /run/initramfs/shutdown /shutdown; exec /shutdown halt"
             guest = self.start(stack, 0, SCRIPT_INIT, "-c", script, mode="systemd")
             self.assertEqual(guest.exit_report()[0], 0)
             self.assertRegex(guest.console, f"\nquiet systemd.hostname=vm hypeman.boot={guest.boot}\n")
+            self.assertNotIn("hypeman-agent", guest.console)
 
     def test_a_block_that_is_not_whole_ends_the_boot(self) -> None:
         original, words = format_block, r"config disk: it does not end with what a warm start needs"

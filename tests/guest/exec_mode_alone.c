@@ -28,6 +28,7 @@ int main(int count, char **arguments)
 {
     static struct report report = {.console = STDOUT_FILENO, .boot = "0123456789abcdef0123456789abcdef"};
     struct ports ports = PORTS_NONE;
+    struct agent_process agent = AGENT_PROCESS_NONE;
     struct config config;
     struct outcome outcome = {.code = EXIT_GUEST_FAILED};
     if (count != 3)
@@ -42,9 +43,8 @@ int main(int count, char **arguments)
                                  .report = &report,
                                  .ports = &ports,
                                  .headers = wait_for_program,
-                                 .agent_binary = open(arguments[2], O_PATH | O_CLOEXEC)};
-        if (mode.agent_binary < 0)
-            (void)refuse(&mode.no_agent, "cannot open its binary: %s", strerror(errno));
+                                 .agent = &agent};
+        agent_find(&agent, arguments[2]);
         outcome = exec_mode_run(&mode);
     }
     report_exit(&report, outcome.code, outcome.why.words);

@@ -53,7 +53,9 @@ static void attach(void)
 int main(void)
 {
     const char *name = find_name();
+    char admission;
     (void)fcntl(3, F_SETFL, 0); /* Init's own end does not block, nor would this one. */
+    (void)!read(3, &admission, sizeof admission);
     if (strncmp(name, "byte", 4) == 0)
         (void)!write(3, "", 1);
     if (strcmp(name, "byte-power-off") == 0) {

@@ -2,6 +2,7 @@
 /* What the guest side parses, formats and looks up, against tables. Exits 1 if
  * anything is not as it should be. */
 #include "../expect.h"
+#include "agentprocess.h"
 #include "atonce.h"
 #include "bootid.h"
 #include "box.h"
@@ -1217,6 +1218,23 @@ static void test_stages(void)
     EXPECT_TEXT(why.words, "the stage beside ended without a word, or not at all");
 }
 
+static void test_an_agent_that_is_not_wanted(void)
+{
+    struct agent_process agent = AGENT_PROCESS_NONE;
+    agent_dismiss(&agent);
+    agent_find(&agent, "/usr/bin/yes"); /* which does not end by itself */
+    EXPECT(agent_start(&agent));
+    pid_t pid = agent.pid;
+    EXPECT(agent_start(&agent) && agent.pid == pid);
+    agent_dismiss(&agent);
+    EXPECT(agent.pid == 0 && agent.socket < 0 && agent.verdict < 0);
+    EXPECT(kill(pid, 0) != 0 && errno == ESRCH);
+    close_fd(&agent.binary);
+    agent_find(&agent, "/nowhere/hypeman-agent");
+    EXPECT(!agent_start(&agent));
+    EXPECT_TEXT(agent.no_binary.words, "cannot open its binary: No such file or directory");
+}
+
 static void test_config_disk(void)
 {
     static const uint8_t header[] = "HYPECFG1\x04\0\0\0";
@@ -1393,6 +1411,7 @@ int main(void)
     test_first_use();
     test_stages();
     test_at_once();
+    test_an_agent_that_is_not_wanted();
     test_config_disk();
     test_folders();
     test_growth();
