@@ -223,17 +223,30 @@ async def a_start_that_takes_too_long_is_ended(stage: Stage) -> None:
 
 
 async def a_start_that_asks_for_more_time_gets_it(stage: Stage) -> None:
-    await stage.begin(TimeoutStartUSec=("t", SECOND))
+    await stage.begin(TimeoutStartUSec=("t", 4 * SECOND))
     pid = (await stage.begun()).main_pid
     assert pid is not None
     stage.world.notify(pid, f"EXTEND_TIMEOUT_USEC={60 * SECOND}")
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(4.5)
     same(state(await stage.units.status(U)), "activating/start")
+
+
+async def a_stop_that_asks_for_more_time_gets_it(stage: Stage) -> None:
+    await stage.begin(stop=Script("stop"), TimeoutStopUSec=("t", 4 * SECOND))
+    pid = (await stage.ready()).main_pid
+    assert pid is not None
+    await stage.units.stop(U)
+    await stage.until_marked("stop")
+    stage.world.notify(pid, f"EXTEND_TIMEOUT_USEC={60 * SECOND}")
+    await asyncio.sleep(4.5)
+    same(state(await stage.units.status(U)), "deactivating/stop")
+    stage.world.release("stop")
+    await stage.until(None)
 
 
 async def a_process_that_does_not_hear_is_killed(stage: Stage) -> None:
     await stage.begin(
-        Script("main", on_term=-1), post=Script("post", waits=False), TimeoutStopUSec=("t", SECOND // 2)
+        Script("main", on_term=-1), post=Script("post", waits=False), TimeoutStopUSec=("t", 3 * SECOND)
     )
     await stage.ready()
     await stage.units.stop(U)

@@ -13,7 +13,7 @@ from hypemand.systemd.port import Bus
 from hypemand.systemd.units import MANAGER, SERVICE, Units, UnitStatus
 from hypemand.unitnames import unit_name
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 U = unit_name("contract")
 OTHER = unit_name("contract-other")
 ABSENT = unit_name("contract-absent")

@@ -25,7 +25,7 @@ def said(host: TestHost) -> Iterator[Mapping[str, str]]:
     for name in FILES:
         host.push(f"/srv/contract/{name}", (TOP / name).read_bytes())
     play = "cd /srv/contract; exec python3 -W error -m tests.fakes.realworld /run/contract"
-    yield json.loads(host.shell(play, timeout=300).stdout)
+    yield json.loads(host.shell(play, timeout=900).stdout)
     host.run(["rm", "-rf", "/srv/contract", "/run/contract"])
 
 
