@@ -31,16 +31,18 @@ def good(command: str, number: int) -> bytes | None:
 async def vmm(path: Path, answer: Answer = good, *, first: bytes = b"") -> AsyncIterator[None]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'{"QMP": {"version": {}, "capabilities": []}}\n')
-        while line := await reader.readline():
-            request = json.loads(line)
-            if request["execute"] == "query-status":
-                writer.write(first)
-            reply = answer(request["execute"], request["id"])
-            if reply is not None:
-                writer.write(reply)
-            if request["execute"] == "quit":
-                break
-        writer.close()
+        try:
+            while line := await reader.readline():
+                request = json.loads(line)
+                if request["execute"] == "query-status":
+                    writer.write(first)
+                reply = answer(request["execute"], request["id"])
+                if reply is not None:
+                    writer.write(reply)
+                if request["execute"] == "quit":
+                    break
+        finally:
+            writer.close()
 
     server = await asyncio.start_unix_server(serve, str(path))
     try:
