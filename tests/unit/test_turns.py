@@ -28,12 +28,16 @@ def take_turn(watch: TurnWatch, clock: Clock, seconds: float) -> None:
     watch.end()
 
 
+# longer than others may keep the CPU from a turn that is none of these, of which one is logged only
+BLOCKED, SLOW = 2.0, 1.0
+
+
 def wait_for_a_disk() -> None:
-    time.sleep(0.5)
+    time.sleep(BLOCKED)
 
 
 def compute() -> None:
-    until = time.thread_time() + 0.5
+    until = time.thread_time() + BLOCKED
     while time.thread_time() < until:
         hashlib.sha256(b"x" * 100).hexdigest()
 
@@ -45,12 +49,12 @@ def test_what_holds_up_the_loop_is_named(work: FunctionType, caplog: pytest.LogC
         work()
         await asyncio.sleep(0)
 
-    with TurnWatch() as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
+    with TurnWatch(slow=SLOW) as watch, asyncio.Runner(loop_factory=watch.make_loop) as runner:
         runner.run(main())
-    assert watch.counts.slow >= 1
-    assert watch.counts.longest >= 0.5
-    assert (watch.counts.longest_cpu >= 0.4) == (work is compute)
-    (first, *_) = [record.getMessage() for record in caplog.records]
+    assert watch.counts.slow == 1
+    assert watch.counts.longest >= BLOCKED
+    assert (watch.counts.longest_cpu >= 0.8 * BLOCKED) == (work is compute)
+    (first,) = [record.getMessage() for record in caplog.records]
     assert f"{work.__name__} (unit/test_turns.py:" in first
     assert "main (unit/test_turns.py:" in first
 
