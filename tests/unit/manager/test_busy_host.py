@@ -110,7 +110,7 @@ def test_a_vm_that_is_ready_before_its_vmm_answers_is_running(monkeypatch: pytes
         host.guest().sockets = ("report", "agent")
         await host.create()
         await host.manager.start_vm("web")
-        view, late = await host.manager.wait_vm("web", State.RUNNING, 5)
+        view, late = await host.manager.wait_vm("web", State.RUNNING, DEADLINE)
         assert (view.state, view.state_error, late) == (State.RUNNING, None, False)
         # it never listens
         await host.until(State.UNKNOWN)
@@ -147,7 +147,7 @@ def test_who_waits_for_a_vm_that_is_deleted_is_told_so(kill: bool) -> None:
         await host.create()
         await host.manager.start_vm("web")
         await host.until_true(lambda: "web" in host.vmms.live)
-        wait = asyncio.create_task(host.manager.wait_vm("web", State.RUNNING, 5))
+        wait = asyncio.create_task(host.manager.wait_vm("web", State.RUNNING, DEADLINE))
 
         async def watch() -> set[Operation]:
             views = [view async for view in host.manager.watch_vm("web")]

@@ -109,7 +109,7 @@ def test_a_vm_is_saved_by_its_own_user_and_runs_on(tmp_path: Path) -> None:
         assert session is not None
         vmm = await session.reach_vmm()
         host.vmm().monitor.memory = b"what it knows" * 1000
-        await vmm.save(*files, size=96 * 1024**2, user=host.vm().record.uid, deadline=5.0)
+        await vmm.save(*files, size=96 * 1024**2, user=host.vm().record.uid, deadline=60.0)
         assert await vmm.query_run_state() is RunState.HALTED
         await vmm.resume()
         assert (await host.manager.get_vm("web")).state is State.RUNNING

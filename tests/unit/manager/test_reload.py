@@ -148,7 +148,7 @@ def test_a_reload_waits_for_no_start() -> None:
         await host.reload()
         await host.network.made.wait()
         host.write("db", autostart=True)
-        report = await asyncio.wait_for(host.daemon.reloader.reload(sync_networks=False), 5)
+        report = await asyncio.wait_for(host.daemon.reloader.reload(sync_networks=False), 60)
         assert report.defined == ("db",)
         await host.until(State.RUNNING, "db")
         gate.set()

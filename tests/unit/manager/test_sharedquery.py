@@ -172,7 +172,7 @@ def test_many_who_ask_for_the_space_have_it_measured_once(
     async def scenario(host: Host) -> None:
         images, api = host.stored, ApiVolumes(host.parts, host.manager)
         # no dry run waits for a start that is choosing its image, nor such a start for it
-        async with images.choosing, asyncio.timeout(10):
+        async with images.choosing, asyncio.timeout(60):
             await asyncio.gather(*(api.measure_space() for _ in range(10)))
         assert len(measured) == 1
 

@@ -311,7 +311,7 @@ async def test_a_save_ends_when_what_takes_it_in_does(place: Place) -> None:
         ("kill -SEGV $$", VmmError, "ended with status -11"),
     ):
         with place.open() as saved, place.intake(script), pytest.raises(error, match=words):
-            await asyncio.wait_for(place.save(saved), 5)
+            await asyncio.wait_for(place.save(saved), DEADLINE)
         assert await place.vmm.query_run_state() is RunState.RUNNING
     with place.intake(None), place.open() as saved, pytest.raises(FileNotFoundError):
         await place.save(saved)
@@ -331,7 +331,7 @@ async def test_a_disk_that_hangs_is_waited_for_no_longer_than_the_deadline(place
     with place.intake("sleep 100 & echo $! >$0.pid; wait"):
         with place.open() as saved, pytest.raises(VmmTimeout, match=r"not saved in 0\.3 s"):
             await place.save(saved, deadline=0.3)
-        assert await asyncio.wait_for(place.vmm.query_run_state(), 5) is RunState.RUNNING
+        assert await asyncio.wait_for(place.vmm.query_run_state(), DEADLINE) is RunState.RUNNING
     # it is ended with all that it has started, of which the kernel sees to each by itself
     async with asyncio.timeout(DEADLINE):
         while place.runs("intake.pid"):  # noqa: ASYNC110 - nothing tells of it
@@ -346,7 +346,7 @@ async def test_a_save_that_is_cancelled_leaves_the_guest_as_it_was(place: Place)
         await asyncio.sleep(0.1)
         save.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(save, 5)
+            await asyncio.wait_for(save, DEADLINE)
     await place.is_intact()
 
 
@@ -370,7 +370,7 @@ async def test_a_vmm_that_ends_while_it_is_saved_is_reported(place: Place) -> No
         await asyncio.sleep(0.2)  # it has answered the order by then
         place.kill()
         with pytest.raises(VmmError, match="ended while it was being saved"):
-            await asyncio.wait_for(save, 5)
+            await asyncio.wait_for(save, DEADLINE)
 
 
 @on_both
@@ -424,7 +424,7 @@ def test_what_was_saved_is_what_another_vmm_goes_on_with(tmp_path: Path) -> None
                 await vmm.resume()
                 assert await vmm.query_run_state() is RunState.RUNNING
                 found = {"val": ADDRESS, "size": len(MEMORY), "filename": str(tmp_path / "found")}
-                await vmm._qmp.execute("pmemsave", found, deadline=5.0)  # type: ignore[attr-defined]
+                await vmm._qmp.execute("pmemsave", found, deadline=DEADLINE)  # type: ignore[attr-defined]
         assert (tmp_path / "found").read_bytes() == MEMORY
 
     asyncio.run(asyncio.wait_for(main(), 2 * DEADLINE))

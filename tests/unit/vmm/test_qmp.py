@@ -56,7 +56,7 @@ def run(
 ) -> None:
     async def main() -> None:
         events: list[str] = []
-        async with asyncio.timeout(20), vmm(path, answer, **kw):
+        async with asyncio.timeout(60), vmm(path, answer, **kw):
             session = await Qmp.connect(
                 str(path), lambda name, data: events.append(f"{name} {data}"), "test", Budget()
             )
@@ -159,7 +159,7 @@ def test_commands_that_a_vmm_does_not_read_are_not_kept_without_end(tmp_path: Pa
             if "does not read" in said:
                 break
         assert "does not read" in said
-        await asyncio.wait_for(session.close(), 5)
+        await asyncio.wait_for(session.close(), 60)
         server.close()
         for writer in writers:
             writer.transport.abort()
