@@ -38,7 +38,7 @@ def test_a_program_that_succeeds_before_the_daemon_knows_of_its_start_is_a_succe
     async def scenario(host: FakeHost) -> None:
         found = results(host)
         quick(host, 0)
-        await host.create(restart="on-failure")
+        await host.create(restart="on-failure", boot_timeout="1h")
         await host.manager.start_vm("web")
         await host.until(State.STOPPED)
         view = await host.manager.get_vm("web")
@@ -53,7 +53,7 @@ def test_the_code_of_a_program_that_fails_so_soon_is_the_units() -> None:
     async def scenario(host: FakeHost) -> None:
         found = results(host)
         quick(host, 3)
-        await host.create()
+        await host.create(boot_timeout="1h")
         await host.manager.start_vm("web")
         await host.until(State.STOPPED)
         view = await host.manager.get_vm("web")
@@ -66,7 +66,7 @@ def test_the_code_of_a_program_that_fails_so_soon_is_the_units() -> None:
 def test_a_guest_that_will_never_be_ready_is_not_held() -> None:
     async def scenario(host: FakeHost) -> None:
         found = results(host)
-        await host.create()
+        await host.create(boot_timeout="1h")
         await begin(host)
         host.vmm().monitor.shut_down("guest-reset")
         await host.until(State.STOPPED)
@@ -93,7 +93,7 @@ def test_one_that_ends_without_a_word_is_not_held_for_long() -> None:
 
 def test_a_vmm_ends_with_its_guest_when_it_is_running_and_when_the_daemon_has_ended() -> None:
     async def scenario(host: FakeHost) -> None:
-        await host.run()
+        await host.run(boot_timeout="1h")
         await host.until_true(lambda: not host.vmm().monitor.holds_end)
         await host.stop_for_good()
         await begin(host)
