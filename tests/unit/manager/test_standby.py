@@ -479,10 +479,13 @@ def test_a_save_is_prepared_while_the_guest_is_frozen_and_begins_then() -> None:
 
 
 async def stop_save(host: FakeHost, task: asyncio.Task[object]) -> None:
-    """Stop the unit of a VM that is being saved: nothing is saved of it."""
+    """Stop the unit of a VM that is being saved: nothing is saved of it. Its VMM is there for as long as it
+    takes to hear of the stop."""
+    vmm, host.guest().heeds = host.vmm(), False
     await host.order("StopUnit", "hypeman-vm-web.service")
     with pytest.raises(WrongState, match="VM web was stopped while it was being put into standby"):
         await task
+    vmm.power_off()
     await host.until_ended()
     assert saves(host) == set()
 
