@@ -168,7 +168,7 @@ def test_a_vm_goes_to_standby_and_comes_back() -> None:
         assert re.search(r"web +Standby .* saved, \S+ on disk$", (await run("list")).stdout, re.MULTILINE)
         status = await run("status", "web")
         assert status.returncode == 3
-        assert re.search(r"State: Standby since .*; 0s ago$", status.stdout, re.MULTILINE), status.stdout
+        assert re.search(r"State: Standby since .*; \d+s ago$", status.stdout, re.MULTILINE), status.stdout
         assert re.search(r"Saved: memory and devices, \S+ on disk$", status.stdout, re.MULTILINE)
         assert (await run("show", "-p", "standby.size_bytes", "--value", "web")).stdout.strip().isdecimal()
         refused = await run("exec", "web", "true")

@@ -155,8 +155,8 @@ def test_a_vm_is_initializing_until_its_guest_is_up() -> None:
         host.vmm().come_up()
         await host.until(State.RUNNING)
         assert host.unit() == "active/running"
-        status = host.systemd.units[host.vm().unit].status_text
-        assert status.startswith("Running")
+        unit = host.systemd.units[host.vm().unit]
+        await host.until_true(lambda: unit.status_text.startswith("Running"))
 
     drive(scenario)
 

@@ -508,7 +508,7 @@ def test_a_stop_ends_a_save() -> None:
         await host.until(State.PAUSED)
         assert host.vm().view().status_text == "Paused: while its memory is being saved"
         ongoing = host.vm().operations.describe()
-        with pytest.raises(WrongState, match=r"web is Paused \(entering standby since 0 s, by ") as refused:
+        with pytest.raises(WrongState, match=r"web is Paused \(entering standby since \d+ s, by ") as refused:
             check_allowed(Operation.EXEC, host.vm().state, "web", ongoing=ongoing)
         assert "wait until that is over" in str(refused.value)
         await stop_save(host, task)
