@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from hypemand.model.evidence import RunState
 from hypemand.tasks import Tasks
 from hypemand.vmm.driver import Vmm, VmmError
 from hypemand.vmm.shutdown import Shutdown
@@ -80,8 +81,9 @@ class EndHold:
     async def _say(self, vmm: Vmm) -> None:
         try:
             await vmm.hold_end(self._holds)
-            # in the order of the socket: a guest that has shut down before that was heard of
-            if self._has_ended and not self._holds:
+            # In the order of the socket: a guest that has shut down before that was heard of. Not that of the
+            # next run, where systemd was faster with it than with its signals.
+            if self._has_ended and not self._holds and await vmm.query_run_state() is RunState.SHUTDOWN:
                 await vmm.quit()
         except VmmError as error:
             _log.debug("VM %s: %s", self._name, error)

@@ -149,6 +149,23 @@ def test_a_stop_before_a_restart_is_due_is_shown_as_such() -> None:
     drive(scenario)
 
 
+def test_a_run_that_begins_before_the_end_of_the_last_is_heard_of_is_not_ended() -> None:
+    """What follows the last one connects to it."""
+
+    async def scenario(host: FakeHost) -> None:
+        await host.run(restart="on-failure", unit=SOON)
+        with host.systemd.signals_held():
+            host.vmm().exit(3)
+            await host.until_true(lambda: host.vmms.runs["web"] == 2 and "web" in host.vmms.live)
+            second = host.vmm()
+            await host.until_true(lambda: "set-action" in second.monitor.orders)
+            await asyncio.sleep(0.05)
+        await crash(host, 2)
+        assert "quit" not in second.monitor.orders
+
+    drive(scenario)
+
+
 def test_a_stable_run_begins_a_new_count() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run(
