@@ -18,10 +18,8 @@ struct agent_process {
     struct spawn spawn;
 };
 
-#define AGENT_PROCESS_NONE                                                                                   \
-    {                                                                                                        \
-        .binary = -1, .socket = -1, .verdict = -1                                                            \
-    } /* an initializer */
+/* For one that is not in static memory. */
+#define AGENT_PROCESS_NONE ((struct agent_process){.binary = -1, .socket = -1, .verdict = -1})
 
 /* Find its binary, which is executed by an fd, from whichever root. */
 void agent_find(struct agent_process *agent, const char *path);

@@ -181,7 +181,7 @@ static _Noreturn void init_main(void)
         .report = {.console = -1, .boot = "00000000000000000000000000000000"},
         .ports = {-1, -1, -1},
         .initrd = -1,
-        .agent = AGENT_PROCESS_NONE,
+        .agent = {.binary = -1, .socket = -1, .verdict = -1},
     };
     machine.report.port = &machine.ports.report;
     sigset_t signals = exec_mode_signals();
