@@ -36,7 +36,7 @@ from hypemand.storage.images import ROOTFS, Image, derive_id, store_metadata
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import Tools
 from hypemand.systemd.units import Units
-from hypemand.unitnames import template_unit_name, unit_name
+from hypemand.unitnames import handle_name, template_unit_name, unit_name
 from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
@@ -255,6 +255,10 @@ class FakeHost:
     def is_active(self, unit: str) -> bool:
         """Is a unit, which may not be loaded, active?"""
         return unit in self.systemd.units and self.systemd.units[unit].active == "active"
+
+    async def await_handle(self, name: str = "web") -> None:
+        """Wait until the handle of a VM that runs is active: systemd is asked for that beside all else."""
+        await self.until_true(lambda: self.is_active(handle_name(name)))
 
     def unit(self, name: str = "web") -> str | None:
         """ActiveState and SubState of its unit; None: there is none."""

@@ -41,7 +41,8 @@ def test_watch_sends_the_vm_at_each_change_until_it_is_deleted(tmp_path: Path) -
             await api.manager.start_vm("a")
             while seen[-1] in ("Stopped", "Created"):
                 seen.append((await anext(events))["state"])
-            await api.host.until_true(lambda: bool(api.host.vmm("a").monitor.orders))
+            live = api.host.vmms.live
+            await api.host.until_true(lambda: "a" in live and bool(live["a"].monitor.orders))
             api.host.vmm("a").come_up()
             last = await anext(events)
             while last["state"] != "Running":

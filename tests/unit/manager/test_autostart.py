@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from ipaddress import IPv4Interface
+from typing import Any, cast
 
 from hypemand.config.network import NetworkConfig
 from hypemand.model.state import State
@@ -112,6 +113,9 @@ def test_what_has_become_of_it_meanwhile_is_respected() -> None:
             host.write(name, **{**LATE, "network": {"name": "office", "address": f"192.0.2.{len(name)}"}})
         await host.daemon.reloader.begin()
         await host.until_true(lambda: left(host) == ["gone", "no-more", "runs"])
+        # each has found out what it lacks
+        queue = cast(Any, host.daemon.reloader)._autostarts._queue
+        await host.until_true(lambda: all(turn.is_aside for turn in queue._turns))
         await bring_bridge(host)
         await host.start("runs")
         (host.config.vm_dir / "gone.yaml").unlink()

@@ -27,6 +27,8 @@ def test_a_list_is_what_was_seen_last_while_systemd_does_not_answer() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
         await host.run("db")
+        await host.await_handle()
+        await host.await_handle("db")
         host.systemd.answers.clear()
         for _ in range(2):
             views = await host.manager.list_vms()
@@ -178,6 +180,7 @@ def test_a_wait_for_its_end_is_over_with_that() -> None:
 def test_of_the_steps_of_an_end_systemd_is_asked_nothing() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
+        await host.await_handle()
         host.guest().heeds = False
         await host.order("StopUnit", unit_name("web"))
         await host.until(State.SHUTDOWN)

@@ -15,9 +15,12 @@ async def begin(host: FakeHost) -> None:
     await host.until_true(lambda: "web" in host.vmms.live and host.vmm().monitor.holds_end)
 
 
-def quick(host: FakeHost, code: int) -> None:
+async def run_quickly(host: FakeHost, code: int) -> None:
     """Its program ends at once, and the daemon hears of it by the journal alone, which it reads later."""
-    host.guest().ends, host.guest().sockets = code, ("qmp",)
+    host.guest().sockets = ("qmp",)
+    await begin(host)
+    host.vmm().come_up()
+    host.vmm().exit(code)
 
 
 def results(host: FakeHost) -> list[str]:
@@ -37,9 +40,8 @@ def results(host: FakeHost) -> list[str]:
 def test_a_program_that_succeeds_before_the_daemon_knows_of_its_start_is_a_success() -> None:
     async def scenario(host: FakeHost) -> None:
         found = results(host)
-        quick(host, 0)
         await host.create(restart="on-failure", boot_timeout="1h")
-        await host.manager.start_vm("web")
+        await run_quickly(host, 0)
         await host.until(State.STOPPED)
         view = await host.manager.get_vm("web")
         assert view.exit is not None
@@ -52,9 +54,8 @@ def test_a_program_that_succeeds_before_the_daemon_knows_of_its_start_is_a_succe
 def test_the_code_of_a_program_that_fails_so_soon_is_the_units() -> None:
     async def scenario(host: FakeHost) -> None:
         found = results(host)
-        quick(host, 3)
         await host.create(boot_timeout="1h")
-        await host.manager.start_vm("web")
+        await run_quickly(host, 3)
         await host.until(State.STOPPED)
         view = await host.manager.get_vm("web")
         assert view.exit is not None
