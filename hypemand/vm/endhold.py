@@ -46,6 +46,8 @@ class EndHold:
         self._has_report = has_report
         self._is_ready = is_ready
         self._vmm: Vmm | None = None
+        # the VMM may stay: it was told to, and has not answered yet that it is not to
+        self._may_stay = False
         self._has_ended = False
         self._reason: Shutdown | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -80,7 +82,10 @@ class EndHold:
 
     async def _say(self, vmm: Vmm) -> None:
         try:
-            await vmm.hold_end(self._holds)
+            holds = self._holds
+            self._may_stay |= holds
+            await vmm.hold_end(holds)
+            self._may_stay = holds
             # In the order of the socket: a guest that has shut down before that was heard of. Not that of the
             # next run, where systemd was faster with it than with its signals.
             if self._has_ended and not self._holds and await vmm.query_run_state() is RunState.SHUTDOWN:
@@ -96,6 +101,6 @@ class EndHold:
     async def close(self) -> None:
         """The daemon ends, or the VMM has: nobody holds it any more."""
         self._cancel()
-        if self._holds and self._vmm is not None and not self._vmm.is_closed:
+        if self._may_stay and self._vmm is not None and not self._vmm.is_closed:
             self._holds = False
             await self._say(self._vmm)

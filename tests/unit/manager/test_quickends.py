@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
 from hypemand.model.state import State
+from hypemand.tasks import Tasks
+from hypemand.vm.endhold import EndHold
+from hypemand.vmm.driver import Vmm
 from tests.fakes.host import FakeHost, drive
 from tests.fakes.process import Process
 
@@ -125,3 +131,28 @@ def test_a_vmm_that_a_daemon_has_left_held_is_ended_by_the_next() -> None:
         assert (host.unit(), host.vmms.runs["web"]) == (None, 1)
 
     drive(scenario)
+
+
+def test_a_daemon_that_ends_while_it_lets_go_says_so_again() -> None:
+    """What a task of it was saying is cut off then."""
+    said: list[bool] = []
+
+    class Deaf:
+        is_closed = False
+
+        async def hold_end(self, hold: bool) -> None:
+            said.append(hold)
+            if said == [True, False]:
+                await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        tasks = Tasks("the test")
+        hold = EndHold("web", tasks, is_activating=True, has_report=lambda: False, is_ready=lambda: True)
+        await hold.meet(cast(Vmm, Deaf()))
+        hold.follow(is_activating=False)
+        await asyncio.sleep(0)
+        await hold.close()
+        await tasks.close()
+
+    asyncio.run(scenario())
+    assert said == [True, False, False]
