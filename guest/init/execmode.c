@@ -422,9 +422,10 @@ static void on_gate(struct run *run, int epoll)
 {
     char byte;
     ssize_t got;
+    /* ECONNRESET: it has ended, and had not read all; what it had sent is behind that. */
     do
         got = read(run->fds[SOURCE_GATE], &byte, 1);
-    while ((got < 0 && errno == EINTR) || (got == 1 && byte == AGENT_WAITS));
+    while ((got < 0 && (errno == EINTR || errno == ECONNRESET)) || (got == 1 && byte == AGENT_WAITS));
     if (got < 0 && errno == EAGAIN)
         return;
     /* An exec that failed also closed the pipe, and says more. */

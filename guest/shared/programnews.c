@@ -61,9 +61,10 @@ bool program_news_receive(int socket, struct program_news *news, struct program_
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     ssize_t got;
     *ends = PROGRAM_ENDS_NONE;
+    /* ECONNRESET: the other end is closed, and had not been read to its end; what it sent is behind that. */
     do
         got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+    while (got < 0 && (errno == EINTR || errno == ECONNRESET));
     if (got != (ssize_t)sizeof packet) {
         if (got >= 0)
             errno = 0;

@@ -143,7 +143,7 @@ class ExecMode(unittest.TestCase):
         self.expect_no_program(init)
 
     def test_agent_dead_after_its_byte_does_no_harm(self) -> None:
-        for agent in ("byte-exit", "byte-crash"):
+        for agent in ("byte-exit", "byte-crash", "byte-unadmitted"):
             with self.subTest(agent=agent):
                 init = self.init("sh", "-c", "echo ran; exit 4", agent=agent)
                 self.assertEqual(init.report(), (4, "exited with code 4"))

@@ -5,6 +5,8 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -50,10 +52,28 @@ static void attach(void)
     (void)!write(3, "", 1);
 }
 
+/* Once it is admitted, which it does not read: its byte, and its end before init comes to read that. Init
+ * runs on the same CPU until then, and only when nobody else has anything to do. */
+static int leave(void)
+{
+    static const struct sched_param none = {.sched_priority = 0};
+    struct pollfd admitted = {.fd = 3, .events = POLLIN};
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)sched_getcpu(), &one);
+    if (poll(&admitted, 1, -1) != 1 || sched_setaffinity(0, sizeof one, &one) != 0 ||
+        sched_setaffinity(getppid(), sizeof one, &one) != 0 ||
+        sched_setscheduler(getppid(), SCHED_IDLE, &none) != 0)
+        return 4;
+    return write(3, "", 1) == 1 ? 0 : 4;
+}
+
 int main(void)
 {
     const char *name = find_name();
     char admission;
+    if (strcmp(name, "byte-unadmitted") == 0)
+        return leave();
     (void)fcntl(3, F_SETFL, 0); /* Init's own end does not block, nor would this one. */
     (void)!read(3, &admission, sizeof admission);
     if (strncmp(name, "byte", 4) == 0)
