@@ -18,6 +18,7 @@ _ROWS = (
     ("warm: ready_ms", "warm: start to Running"),
     ("warm: client", "warm: POST start to Running in /watch"),
     ("warm: handle", "warm: systemctl start hypeman@NAME"),
+    ("plain", "systemctl start of a unit that executes sleep(1)"),
 )
 
 

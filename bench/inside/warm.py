@@ -30,6 +30,8 @@ _DEFINITION = {
     "cmd": ["sh", "-c", "exec sleep infinity"],
 }
 _COLD, _WARM = "cold", "warm"
+_PLAIN = Path("/run/systemd/system/bench-plain.service")
+_PLAIN_UNIT = "[Service]\nType=exec\nExecStart=/bin/sleep infinity\n"
 # work in the guest after the start: of the CPU, and of the disk
 _WORKS = {
     "cpu": "i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done",
@@ -67,7 +69,8 @@ def check_kind(name: str, *, warm: bool) -> None:
 
 
 def measure_one(recipe: Recipe, rounds: int) -> Series:
-    """Bare QEMU, a boot and a warm start, and these two by the handle; the order turns with every round."""
+    """Bare QEMU, a boot and a warm start, these two by the handle, and any unit at all, which is what the
+    handle's part in them is to be compared with; the order turns with every round."""
     series: Series = {}
 
     def note(key: str, milliseconds: float) -> None:
@@ -87,12 +90,19 @@ def measure_one(recipe: Recipe, rounds: int) -> Series:
         note(f"{name}: handle", time_command("systemctl", "start", f"hypeman@{name}.service"))
         run("systemctl", "stop", f"hypeman@{name}.service")
 
+    def start_plain() -> None:
+        note("plain", time_command("systemctl", "start", _PLAIN.name))
+        run("systemctl", "stop", _PLAIN.name)
+
+    _PLAIN.write_text(_PLAIN_UNIT)
+    run("systemctl", "daemon-reload")
     kinds = [
         lambda: note("bare", boot_all([recipe])[0] * 1000),
         lambda: start(_COLD),
         lambda: start(_WARM),
         lambda: start_handle(_COLD),
         lambda: start_handle(_WARM),
+        start_plain,
     ]
     for number in range(rounds):
         for position in range(len(kinds)):

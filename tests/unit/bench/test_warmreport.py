@@ -11,7 +11,7 @@ ONE = {
     "bare": [400.0, 410.0, 900.0],
     "cold: ready_ms": [430.0], "cold: client": [432.0], "cold: handle": [440.0],
     "warm: ready_ms": [180.0, 182.0, 600.0], "warm: client": [183.0], "warm: handle": [190.0],
-    "cold: step kernel": [150.0], "warm: step thaw": [20.0],
+    "plain": [7.0], "cold: step kernel": [150.0], "warm: step thaw": [20.0],
 }  # fmt: skip
 AT_ONCE = {"bare": [2000.0], "client": [900.0]}
 MEMORY = {
@@ -35,6 +35,7 @@ def test_a_run_that_reaches_all_goals_is_met() -> None:
     assert met
     assert "MISSED" not in text
     assert "warm: thaw" in text
+    assert "a unit that executes sleep(1)" in text
 
 
 @pytest.mark.parametrize(
