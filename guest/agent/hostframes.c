@@ -2,6 +2,7 @@
 #include "hostframes.h"
 
 #include "bytes.h"
+#include "clock.h"
 #include "records.h"
 
 #include <errno.h>
@@ -58,6 +59,7 @@ static void begin_anew(struct agent *agent)
     agent->out.start = 0;
     agent->out.end = 0;
     agent->greeted = false;
+    agent->unanswered = false;
     agent->refused = false;
 }
 
@@ -67,6 +69,7 @@ void disconnect_host(struct agent *agent)
     inbox_drop(&agent->in);
     agent->connected = false;
     agent->broken = false;
+    agent->leave_at = NO_DEADLINE;
 }
 
 static struct stream *find_stream(struct agent *agent, uint32_t id)
@@ -96,10 +99,11 @@ static void on_hello(struct agent *agent, const char *records, size_t size)
 {
     const char *version = record_value(records, size, "version");
     const char *boot = record_value(records, size, "boot");
-    agent->hellos++;
     /* After another one: the host has left and come back faster than this end could see. */
     if (agent->greeted || agent->refused)
         begin_anew(agent);
+    agent->unanswered = true;
+    agent->news_by = clock_ms() + NEWS_MS;
     if (version == NULL || strcmp(version, "1") != 0)
         refuse_host(agent, "version", "this agent knows protocol version 1 only");
     else if (boot == NULL || strcmp(boot, agent->server->boot) != 0)

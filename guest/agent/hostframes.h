@@ -7,17 +7,19 @@
 #include "serve.h"
 #include "stream.h"
 
-enum { STREAMS_MAX = 64 };
+enum { STREAMS_MAX = 64, NEWS_MS = 1000 };
 
 struct agent {
     const struct server *server;
     int epoll;
     int signals;
     bool connected;
-    bool greeted;    /* the host's HELLO is in */
-    uint32_t hellos; /* that have come */
-    bool refused;    /* an ERROR was sent: nothing but another HELLO is heard */
-    bool broken;     /* where a frame begins is lost: nothing at all is heard until the host leaves */
+    bool greeted;     /* the host's HELLO is in */
+    bool unanswered;  /* and the answer to it is not out */
+    int64_t news_by;  /* until when it may be that news of the host are older than its HELLO */
+    int64_t leave_at; /* when a host that seems to have left has; NO_DEADLINE */
+    bool refused;     /* an ERROR was sent: nothing but another HELLO is heard */
+    bool broken;      /* where a frame begins is lost: nothing at all is heard until the host leaves */
     bool readable;
     bool ended;
     bool frozen;   /* the guest is: nothing is started in it */

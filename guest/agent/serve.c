@@ -89,6 +89,7 @@ static bool pump(struct agent *agent)
     if (!agent->connected)
         return false;
     bool moved = outbox_flush(&agent->out, agent->server->port);
+    agent->unanswered = agent->unanswered && agent->out.start < agent->out.end;
     finish_thaw(agent);
     moved = pump_port(agent) || moved;
     return pump_streams(agent) || moved;
@@ -100,19 +101,25 @@ static bool is_host_away(const struct agent *agent)
     return poll(&port, 1, 0) > 0 && (port.revents & POLLHUP) != 0;
 }
 
+/* What a host says comes by another interrupt than that it is there, and may outrun that: a HELLO may be read
+ * before it is seen that the host of before has left, and this one come. So what is away when a HELLO has
+ * just come, or its answer cannot be written, is a host that is about to be seen; or that has left, if it
+ * stays so. Its streams wait for that; those of the one before ended with the HELLO. */
 static void on_port(struct agent *agent, uint32_t events)
 {
     agent->connected = agent->connected || (events & EPOLLHUP) == 0;
     agent->readable = agent->readable || (events & EPOLLIN) != 0;
+    if ((events & EPOLLHUP) == 0)
+        agent->leave_at = NO_DEADLINE;
     if (!agent->connected || (events & EPOLLHUP) == 0)
         return;
-    uint32_t hellos = agent->hellos;
     while (pump(agent)) /* What the host said before it left counts. */
         continue;
-    /* One that has come back meanwhile, as to a guest that goes on after a save, may have been read here
-     * already: what it says comes by another interrupt than that it is there, and may outrun that. Its HELLO
-     * has ended the connection before, and is to be answered once it can be. */
-    if (agent->hellos == hellos && is_host_away(agent))
+    if (!is_host_away(agent))
+        return;
+    if (agent->unanswered || clock_ms() < agent->news_by)
+        agent->leave_at = clock_ms() + NEWS_MS;
+    else
         disconnect_host(agent);
 }
 
@@ -158,7 +165,12 @@ static void on_event(struct agent *agent, const struct epoll_event *event)
 /* How long to wait for events, with those deadlines met that have come. */
 static int meet_deadlines(struct agent *agent)
 {
-    int64_t next = NO_DEADLINE;
+    if (agent->leave_at != NO_DEADLINE && deadline_timeout(agent->leave_at) == 0) {
+        agent->leave_at = NO_DEADLINE;
+        if (is_host_away(agent))
+            disconnect_host(agent);
+    }
+    int64_t next = agent->leave_at;
     for (size_t i = 0; i < STREAMS_MAX; i++) {
         struct stream *stream = &agent->streams[i];
         if (stream->state == STREAM_FREE || stream->deadline == NO_DEADLINE)
@@ -198,6 +210,7 @@ bool serve(const struct server *server, struct reason *why)
     static struct agent agent; /* Zero pages until they are used. */
     agent.server = server;
     agent.frozen = server->frozen;
+    agent.leave_at = NO_DEADLINE;
     bool served = prepare(&agent, why);
     bool moved = false;
     if (served)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from hypemand.agent.channel import AgentChannel
+from hypemand.agent.channel import AgentChannel, AgentHello
 from hypemand.agent.report import open_report
 from hypemand.budget import Budget, Price, Reserve
 from hypemand.errors import GuestError, HypemandError
-from hypemand.model.evidence import RunState
+from hypemand.model.evidence import Marker, RunState
 from hypemand.protocol.thaw import ForkIdentity, Thaw
 from hypemand.sockets import hold_socket
 from hypemand.systemd.journal import BootJournal
@@ -60,6 +60,9 @@ _NOT_KNOWN = (RunState.AWAITED, RunState.NO_ANSWER, RunState.ABSENT)
 # the first has ended, also on a busy host. Nothing tells that it has; and one that has lost where a frame
 # begins hears nothing until then.
 _RESUME_TRIES, _RESUME_PAUSE = 20, 0.25
+# An agent that has answered in this boot is waited for ever longer before it is connected to anew, up to this
+# after so many times: host and guest may be slow.
+_LONGEST_SILENCE, _SILENCES = 60.0, 8
 
 
 @dataclass(slots=True)
@@ -168,6 +171,8 @@ class Session:
         self._announced = False
         self._clock = GuestClock(name, self._tasks, self._set_clock, self._may_set_clock)
         self.resumption: Resumption | None = None
+        # connections in a row that the agent has left unanswered, or has not gone on by
+        self._unheard = 0
         # why nobody speaks to the guest
         self._away = ""
         self._closed = False
@@ -352,36 +357,62 @@ class Session:
         self._tasks.start("hello", self._await_hello(self.agent))
 
     async def _await_hello(self, channel: AgentChannel) -> None:
+        stands_still = self.resumption is not None
         try:
-            # what is said to a guest in the moment in which it comes back may be lost
-            async with asyncio.timeout(None if self.resumption is None else AGENT_DEADLINE):
-                hello = await channel.ready()
-            thawed = self.resumption is not None or hello.frozen
-            if thawed:
+            hello = await self._hear(channel)
+            stands_still = stands_still or hello.frozen
+            if stands_still:
                 await self._thaw(channel)
         except (HypemandError, TimeoutError) as error:
             if not self._closed:
-                _log.warning("VM %s: agent: %s", self._name, str(error) or "it does not answer")
-                await self._try_again(channel)
+                level = logging.WARNING if self._unheard == 0 else logging.DEBUG
+                _log.log(level, "VM %s: agent: %s", self._name, str(error) or "it does not answer, retrying")
+                if stands_still or isinstance(error, TimeoutError):
+                    await self._try_again(channel)
             return
+        self._unheard = 0
         if self.tracker.take_agent(time.monotonic()):
             self._changed()
-        if not thawed:
+        if not stands_still:
             # it read its clock from a device that counts in whole seconds, when it booted; and what came
             # since then no daemon may have seen
             self.keep_clock()
 
+    async def _hear(self, channel: AgentChannel) -> AgentHello:
+        """Its HELLO. TimeoutError: a connection is made in vain where that is lost, as what is said in the
+        moment in which a guest comes back may be; but not where nothing was heard of the agent yet, which
+        boots as long as it takes, or where the guest is paused."""
+        while True:
+            is_known = self.resumption is not None or self.tracker.has(Marker.AGENT)
+            wait = self._grow(AGENT_DEADLINE) if is_known else None
+            try:
+                async with asyncio.timeout(wait):
+                    return await channel.ready()
+            except TimeoutError:
+                if self.resumption is not None or self.run_state is RunState.RUNNING:
+                    raise
+
     async def _try_again(self, channel: AgentChannel) -> None:
-        """A guest that is restored does not go on without: it may have got another boot id already."""
+        """A guest that is restored does not go on without: it may have got another boot id already. One that
+        stands still after it was saved would do so for ever."""
         resumption, boot = self.resumption, self.boot
-        if resumption is None or boot is None or resumption.tries >= _RESUME_TRIES:
+        if boot is None or (resumption is not None and resumption.tries >= _RESUME_TRIES):
             return
-        resumption.tries += 1
-        if resumption.identity is not None:
-            resumption.boot, resumption.other = resumption.other or boot, resumption.boot
-        await channel.close()
-        await asyncio.sleep(_RESUME_PAUSE)
-        self._lose(self._agent_link)
+        pause = _RESUME_PAUSE
+        if resumption is None:
+            pause = self._grow(_RESUME_PAUSE)
+            self._unheard = min(self._unheard + 1, _SILENCES)
+        else:
+            resumption.tries += 1
+            if resumption.identity is not None:
+                resumption.boot, resumption.other = resumption.other or boot, resumption.boot
+        await channel.close("the agent did not answer")
+        await asyncio.sleep(pause)
+        if self.agent is channel:
+            self._lose(self._agent_link)
+
+    def _grow(self, seconds: float) -> float:
+        return min(seconds * (1 << self._unheard), _LONGEST_SILENCE)
 
     async def _thaw(self, channel: AgentChannel) -> None:
         """Have a guest go on whose processes stand still, as who it is."""

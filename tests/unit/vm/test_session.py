@@ -18,7 +18,7 @@ import pytest
 from hypemand.agent.channel import AgentChannel
 from hypemand.budget import BURST, PER_SECOND, Price
 from hypemand.errors import GuestError
-from hypemand.model.evidence import RunState
+from hypemand.model.evidence import Marker, RunState
 from hypemand.systemd.journal import JournalLine
 from hypemand.vm.console import PERIOD
 from hypemand.vm.session import Resumption, Session
@@ -28,7 +28,7 @@ from hypemand.vmm.driver import Connect, Ending
 from hypemand.vmm.qemu import connect_qemu
 from hypemand.vmm.shutdown import Shutdown
 from hypemand.workers import Pool, run_in
-from tests.unit.agent.support import BOOT, GREETING, Guest, in_loop
+from tests.unit.agent.support import BOOT, FROZEN_GREETING, GREETING, Guest, in_loop
 
 RUN = "e" * 32
 START = f"HYPEMAN-PROGRAM-START ts=2026-02-03T04:05:06Z mode=exec boot={BOOT}".encode()
@@ -60,6 +60,9 @@ class Vmm:
         self.speaks = asyncio.Event()
         self.speaks.set()
         self.broken_hellos = 0
+        # connections whose HELLO is not answered
+        self.deaf = 0
+        self.greeting = GREETING
         self.agents = 0
         self.qmps = 0
         self.greets = asyncio.Event()
@@ -143,8 +146,11 @@ class Vmm:
         guest = Guest(reader, writer)
         await guest.receive()
         await self.speaks.wait()
+        if self.agents <= self.deaf:
+            await reader.read()
+            return
         self.greetings += 1
-        guest.send(GREETING)
+        guest.send(self.greeting)
         if self.agents <= self.broken_hellos:
             guest.send(b"\xff" * 12)
         await reader.read()
@@ -460,6 +466,64 @@ async def test_the_clock_of_a_guest_that_stood_still_is_set_whenever_its_agent_s
         vmm.speaks.set()
         await until(lambda: len(set_clocks) == 1)
         assert set_clocks == [session.agent]
+
+
+# --- an agent that does not answer ---
+
+
+@in_loop
+async def test_an_agent_that_leaves_a_hello_unanswered_is_greeted_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypemand.vm.session.AGENT_DEADLINE", 0.02)
+    vmm = Vmm(tmp_path)
+    vmm.deaf = 3
+    session, _ = make_session(tmp_path)
+    session.tracker.take_agent(0.0)
+    async with vmm.serve(), watched(session):
+        await until(lambda: session.agent is not None and session.agent.is_ready)
+        assert vmm.agents == vmm.deaf + 1
+
+
+@in_loop
+@pytest.mark.parametrize("why", ["it boots", "it is paused"])
+async def test_a_guest_that_cannot_answer_yet_is_greeted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("hypemand.vm.session.AGENT_DEADLINE", 0.02)
+    vmm = Vmm(tmp_path)
+    vmm.speaks.clear()
+    session, _ = make_session(tmp_path)
+    if why == "it is paused":
+        session.tracker.take_agent(0.0)
+        vmm.status = "paused"
+    async with vmm.serve(), watched(session):
+        await until(lambda: session.run_state is not RunState.AWAITED and vmm.agents == 1)
+        await asyncio.sleep(0.2)
+        vmm.speaks.set()
+        await until(lambda: session.agent is not None and session.agent.is_ready)
+        assert vmm.agents == 1
+
+
+@in_loop
+async def test_a_guest_that_stands_still_is_asked_until_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[AgentChannel] = []
+
+    async def thaw(channel: AgentChannel, _thaw: object) -> None:
+        asked.append(channel)
+        if len(asked) <= 2:
+            raise GuestError("the guest cannot go on: as wanted")
+
+    monkeypatch.setattr(AgentChannel, "thaw", thaw)
+    monkeypatch.setattr("hypemand.vm.session._RESUME_PAUSE", 0.01)
+    vmm = Vmm(tmp_path)
+    vmm.greeting = FROZEN_GREETING
+    session, _ = make_session(tmp_path)
+    async with vmm.serve(), watched(session):
+        await until(lambda: session.tracker.has(Marker.AGENT))
+        assert len(set(asked)) == vmm.agents == 3
 
 
 # --- a VMM that takes its time ---
