@@ -41,6 +41,7 @@ from hypemand.vm.runs import VmServices
 from hypemand.vm.vm import Vm
 from hypemand.vm.watcher import BootWatcher
 from hypemand.vmm.qemu import connect_qemu
+from hypemand.workers import Pool, _threads
 from tests.fakes.files import GuestFile
 from tests.fakes.handle import HandleProcess
 from tests.fakes.journal import FakeJournal
@@ -415,7 +416,17 @@ async def running(folder: Path) -> AsyncIterator[FakeHost]:
 def folder_in_memory() -> Iterator[Path]:
     """A folder for a host: what is synced there takes no time, whatever else the disk does."""
     with TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:
+            _await_threads()
+
+
+def _await_threads() -> None:
+    """Until those have ended whose callers were cancelled: they may make files in a folder to be removed."""
+    for pool in Pool:
+        _threads(pool).shutdown()
+    _threads.cache_clear()
 
 
 def drive(scenario: Scenario, place: Path | None = None) -> None:
