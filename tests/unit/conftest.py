@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType, FrameType
 from typing import Any
 
@@ -140,6 +141,14 @@ def tmp_path(request: pytest.FixtureRequest) -> Iterator[Path]:
         return
     with folder_in_memory() as folder:
         yield folder
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users get into. Those of pytest are closed to them whenever a run of it begins."""
+    with TemporaryDirectory(prefix="hypemand-test.") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

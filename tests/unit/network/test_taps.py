@@ -44,15 +44,13 @@ def built() -> None:
 
 
 @pytest.fixture
-def service(host_namespace: Namespace, tmp_path: Path, built: None) -> Iterator[Service]:
+def service(host_namespace: Namespace, open_folder: Path, built: None) -> Iterator[Service]:
     """With two VMs, into whose folders their VMMs get. The programs are copied: a checkout may be where no
     other user gets."""
     del host_namespace, built
     for program in ("launcher", "check/vmm"):
-        shutil.copy(TOP / "launcher/build" / program, tmp_path)
-    for folder in (tmp_path, *tmp_path.parents):
-        folder.chmod(folder.stat().st_mode | 0o001)
-    service = Service(tmp_path)
+        shutil.copy(TOP / "launcher/build" / program, open_folder)
+    service = Service(open_folder)
     service.start()
     asyncio.run(attach(service))
     service.tap_path.chmod(0o666)
