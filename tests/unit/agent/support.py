@@ -48,11 +48,10 @@ def records(*pairs: tuple[str, str]) -> bytes:
 
 _WORDS = ("tty", "umask", "files", "clock", "health", "attach", "freeze")
 FEATURES = tuple(("feature", word) for word in _WORDS)
-GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "7"), *FEATURES))
+_GREETING = (("version", "1"), ("boot", BOOT), ("agent", "7"), *FEATURES)
+GREETING = pack(HELLO, 0, records(*_GREETING))
 # Of one whose guest stands still.
-FROZEN_GREETING = pack(
-    HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "7"), *FEATURES, ("frozen", "1"))
-)
+FROZEN_GREETING = pack(HELLO, 0, records(*_GREETING, ("frozen", "1")))
 # Of an agent that is older than anything that is a feature.
 OLD_GREETING = pack(HELLO, 0, records(("version", "1"), ("boot", BOOT), ("agent", "1")))
 
