@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import re
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hypemand.errors import HostNotReady
@@ -25,17 +26,13 @@ _RESTART_FIRST, _RESTART_MOST = 0.1, 5.0
 # A process that has lasted so many seconds was a good one.
 _LASTING = 30.0
 _WORKER = (sys.executable, "-I", "-m", "hypemand.systemd.busworker")
+_ESCAPED = re.compile(rb"^[0-9]|[^A-Za-z0-9]")
 
 
 def unit_path(unit: str) -> str:
     """D-Bus object path of a unit of the system manager, sd_bus_path_encode(3)."""
-    letters = [
-        chr(byte)
-        if chr(byte).isascii() and chr(byte).isalnum() and not (at == 0 and chr(byte).isdigit())
-        else f"_{byte:02x}"
-        for at, byte in enumerate(unit.encode())
-    ]
-    return "/org/freedesktop/systemd1/unit/" + ("".join(letters) or "_")
+    name = _ESCAPED.sub(lambda found: b"_%02x" % ord(found[0]), unit.encode()).decode()
+    return f"/org/freedesktop/systemd1/unit/{name or '_'}"
 
 
 class BusError(HostNotReady):
@@ -107,25 +104,23 @@ class SystemBus:
 
     async def get_property(self, service: str, path: str, name: str) -> Any:
         """A property of an object, its name dotted with its interface."""
-        (value,) = await self._get(service, path, (name,), {})
-        return value
+        return await self._get("get", service, path, name)
 
-    async def get_properties(
-        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
-    ) -> list[Any] | None:
-        """Properties of an object, each name dotted with its interface, asked for together. None when all
-        properties of `unless` have the values that are named there."""
-        answer: list[Any] | None = await self._get(service, path, tuple(names), dict(unless))
+    async def get_unit_properties(self, unit: str, names: Sequence[str]) -> list[Any] | None:
+        """Properties of a unit of systemd's, each name dotted with its interface, asked for together. None
+        where it is not loaded: to answer for such a one, systemd would load it for each of them, signal that
+        it and all that it depends on have changed, and forget it again."""
+        answer: list[Any] | None = await self._get("unit", unit, unit_path(unit), tuple(names))
         return answer
 
     async def _get(self, *request: Any) -> Any:
         """What is read can be read again: by the next process, where one ends with the question."""
         try:
-            return await self._ask("Get", "get", *request)
+            return await self._ask("Get", *request)
         except _WorkerEnded:
             if self._closed:
                 raise
-            return await self._ask("Get", "get", *request)
+            return await self._ask("Get", *request)
 
     def watch_properties(
         self, path: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]

@@ -5,7 +5,8 @@ Both ends are ours, of the same version, on a pair of sockets that nobody else h
 
 To the process:
     ("call", service, path, member, arguments)          answered
-    ("get", service, path, names, unless)               answered
+    ("get", service, path, name)                        answered
+    ("unit", unit, path, names)                         answered; None: systemd has not loaded it
     ("listen",)                                         to systemd's signals, as soon as there is a bus
     ("watch", path, interface, names)
     ("unwatch", path)

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from hypemand.systemd import busframes
@@ -109,7 +109,8 @@ class BusWorker:
         self._connected_at = 0.0
         self._work: dict[str, Callable[..., Any]] = {
             "call": self._call,
-            "get": self._get_all,
+            "get": self._get,
+            "unit": self._get_of_unit,
         }
 
     def run(self) -> None:
@@ -162,10 +163,13 @@ class BusWorker:
                 else:
                     self._tell("answer", answer)
 
-    def _get_all(
-        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
-    ) -> list[Any] | None:
-        if unless and all(self._get(service, path, name) == value for name, value in unless.items()):
+    def _get_of_unit(self, unit: str, path: str, names: Sequence[str]) -> list[Any] | None:
+        service, manager, interface = (word.decode() for word in _MANAGER)
+        try:
+            self._call(service, manager, f"{interface}.GetUnit", [("s", (unit,))])
+        except Failure as failure:
+            if failure.number != errno.ENOENT:
+                raise
             return None
         return [self._get(service, path, name) for name in names]
 

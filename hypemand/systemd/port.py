@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from hypemand.systemd.busframes import Part
@@ -21,9 +21,7 @@ class Bus(Protocol):
 
     async def call(self, service: str, path: str, member: str, arguments: Sequence[Part]) -> Any: ...
     async def get_property(self, service: str, path: str, name: str) -> Any: ...
-    async def get_properties(
-        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
-    ) -> list[Any] | None: ...
+    async def get_unit_properties(self, unit: str, names: Sequence[str]) -> list[Any] | None: ...
 
     def watch_properties(
         self, path: str, names: Sequence[str], callback: Callable[[dict[str, Any]], None]

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,8 @@ class UnitStatus:
 
     `start_monotonic` and `started_at` (since the epoch): when its main process was spawned, or has become
     that (MAINPID=); `changed_at`: when its state was another one last. `memory_current` in bytes.
-    `waits_for`: the units whose jobs come before its own, which is queued.
+    `waits_for`: the units whose jobs come before its own, which is queued. `answered`: what of this systemd
+    signals, as it does.
     """
 
     active_state: str | None
@@ -104,6 +107,7 @@ class UnitStatus:
     memory_current: int | None = None
     start_monotonic: float | None = None
     waits_for: tuple[str, ...] = ()
+    answered: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_live(self) -> bool:
@@ -239,8 +243,6 @@ def _seconds(microseconds: int) -> float | None:
     return microseconds / 1e6 or None
 
 
-# Both: a unit that lives and whose file was lost is not found any more once systemd has reloaded
-_NONE = {f"{SERVICE}.Unit.LoadState": "not-found", f"{SERVICE}.Unit.ActiveState": "inactive"}
 # systemd answers each question at a time of its own: what comes between two leaves its mark in the last
 _STAMP = "Unit.StateChangeTimestampMonotonic"
 _MAX_TORN = 5
@@ -262,15 +264,62 @@ _MEMORY = _Property(
     "Service.MemoryCurrent", "memory_current", lambda value: None if value == INFINITY else value
 )
 _ACTIVE_STATE, _INVOCATION = f"{SERVICE}.Unit.ActiveState", f"{SERVICE}.Unit.InvocationID"
+_STAMP_NAME = f"{SERVICE}.{_STAMP}"
 # systemd signals all properties of an interface when one may have changed: what these are tells the others
 _TELLING = (
     _ACTIVE_STATE,
     _INVOCATION,
     f"{SERVICE}.Unit.Job",
     f"{SERVICE}.Unit.SubState",
-    f"{SERVICE}.{_STAMP}",
+    _STAMP_NAME,
     f"{SERVICE}.Service.MainPID",
 )
+
+
+class UnitWatch:
+    """A unit that somebody watches: `callback` is called when a signal says what systemd has not answered him
+    yet (`Units.status`), with the ActiveState that was signalled last, if one was.
+
+    systemd signals on another connection than it answers on: what it signals may be older than an answer that
+    is there already, or that is under way.
+    """
+
+    def __init__(self, callback: Callable[[str], None]) -> None:
+        self._callback = callback
+        self._known: dict[str, Any] = {}
+        self._questions = 0
+        self._held: list[dict[str, Any]] = []
+
+    def take_signal(self, changed: dict[str, Any]) -> None:
+        """Some properties, all of one moment."""
+        if self._questions:
+            self._held.append(changed)
+            return
+        is_older = changed.get(_STAMP_NAME, math.inf) < self._known.get(_STAMP_NAME, 0)
+        if not is_older and not changed.items() <= self._known.items():
+            self._known |= changed
+            self._callback(str(self._known.get(_ACTIVE_STATE, "")))
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """He asks in the block: what is signalled meanwhile counts after it. Where that fails, what he was
+        answered counts for nothing."""
+        self._questions += 1
+        try:
+            yield
+        except BaseException:
+            self._known = {}
+            raise
+        finally:
+            self._questions -= 1
+            if not self._questions:
+                held, self._held = self._held, []
+                for changed in held:
+                    self.take_signal(changed)
+
+    def take_answer(self, status: UnitStatus) -> None:
+        """What he was answered, which is newer than all that was signalled before."""
+        self._known = dict(status.answered)
 
 
 class Units:
@@ -357,7 +406,7 @@ class Units:
         names = [f"{SERVICE}.{prop.name}" for prop in properties]
         for _ in range(_MAX_TORN):
             try:
-                values = await self._bus.get_properties(SERVICE, unit_path(unit), names, _NONE)
+                values = await self._bus.get_unit_properties(unit, names)
             except BusError as error:
                 if error.number in (errno.ENOENT, errno.EBADR):
                     return None
@@ -365,9 +414,17 @@ class Units:
             if values is None:
                 return None
             fields = {prop.field: prop.convert(value) for prop, value in zip(properties, values, strict=True)}
+            fields["answered"] = {
+                name: value for name, value in zip(names, values, strict=True) if name in _TELLING
+            }
             if fields.pop("stamp") == fields.pop("stamp_after"):
                 break
-        return fields
+        return None if await self._is_a_name_only(unit, fields["active_state"]) else fields
+
+    async def _is_a_name_only(self, unit: str, active_state: str) -> bool:
+        """Does systemd know it only because another unit names it? (One that lives, and whose file was lost,
+        is not found either once systemd has reloaded.)"""
+        return active_state == "inactive" and await self._find_load_state(unit) == "not-found"
 
     async def set_cpu_quota(self, unit: str, cpus: float) -> None:
         """Another limit of its CPU time per second, until it is stopped."""
@@ -391,14 +448,15 @@ class Units:
 
     async def is_masked(self, unit: str) -> bool:
         """Has an administrator made it impossible to start (systemctl mask)?"""
-        state = await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Unit.LoadState")
-        return bool(state == "masked")
+        return await self._find_load_state(unit) == "masked"
+
+    async def _find_load_state(self, unit: str) -> str:
+        return str(await self._bus.get_property(SERVICE, unit_path(unit), f"{SERVICE}.Unit.LoadState"))
 
     async def bound_files(self, unit: str) -> Mapping[Path, bool]:
         """What of the host a unit was given in its root, by the path on the host: may it write to that? Empty
         where there is no such unit."""
-        values = await self._bus.get_properties(SERVICE, unit_path(unit), _BOUND, _NONE)
-        read, write = values or ((), ())
+        read, write = await self._bus.get_unit_properties(unit, _BOUND) or ((), ())
         return {Path(row[0]): False for row in read} | {Path(row[0]): True for row in write}
 
     async def list_vms(self) -> dict[str, str]:
@@ -414,19 +472,9 @@ class Units:
         known = (row for row in rows or [] if (row[2], row[3]) != ("not-found", "inactive"))
         return {vm: row[3] for row in known if (vm := find_vm(row[0])) is not None}
 
-    def watch(self, unit: str, callback: Callable[[str], None]) -> None:
-        """Call back when the unit's state may have changed, with the ActiveState that was signalled last, if
-        one was. Ask `status` what it is now: a signal may arrive after the answer to a later call."""
-        told: dict[str, Any] = {}
-
-        def tell(changed: dict[str, Any]) -> None:
-            nonlocal told
-            telling = told | changed
-            if telling != told:
-                told = telling
-                callback(str(told.get(_ACTIVE_STATE, "")))
-
-        self._bus.watch_properties(unit_path(unit), _TELLING, tell)
+    def watch(self, unit: str, watch: UnitWatch) -> None:
+        """Have it called back when the unit may have changed. Ask `status` what it is now."""
+        self._bus.watch_properties(unit_path(unit), _TELLING, watch.take_signal)
 
     def watch_state(self, unit: str, callback: Callable[[str, str], None]) -> None:
         """Call back with each new ActiveState and invocation id. They may be old ones by then."""

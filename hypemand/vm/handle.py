@@ -106,6 +106,8 @@ class Handle:
         is_over = self._is_over = active_state in ("inactive", "failed")
         if is_over and (was is None or (was[0] in ("inactive", "failed") and was[1] == invocation_id)):
             return  # it has a job
+        if is_over and not invocation_id:
+            return  # it was loaded
         if active_state != "activating":
             self._follows = False
         if is_over:

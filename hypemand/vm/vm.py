@@ -19,7 +19,7 @@ from hypemand.model.state import Origin, State
 from hypemand.model.vm import ExitReport, RestartStatus, RunReport, VmView
 from hypemand.systemd.bus import BusError
 from hypemand.systemd.log import MessageId, log_vm
-from hypemand.systemd.units import UnitStatus
+from hypemand.systemd.units import UnitStatus, UnitWatch
 from hypemand.tasks import Tasks
 from hypemand.unitnames import unit_name
 from hypemand.vm.changes import Changes
@@ -82,6 +82,7 @@ class Vm:
             lambda: self.record, self.runs, self._tasks, find_program, told, self.tell
         )
         self._unit = UnitStatus(None)
+        self._watch = UnitWatch(self._take_signal)
         self._bus_up = True
         self._derived = Derived(State.STANDBY if self.standby.is_there else State.STOPPED)
         self._text = ""
@@ -269,7 +270,7 @@ class Vm:
 
     def attach(self) -> None:
         """Begin to follow the unit's properties."""
-        self._services.units.watch(self.unit, self._take_signal)
+        self._services.units.watch(self.unit, self._watch)
         self.handle.attach()
 
     async def detach(self) -> None:
@@ -326,15 +327,17 @@ class Vm:
             self._stale = False
             was = None
             try:
-                # asked again if systemd took a start meanwhile: the answer may be older than that
-                while was is not self._unit:
-                    was = self._unit
-                    asked = await self._services.units.status(self.unit, with_memory=with_memory)
-                    status = self.runs.date(asked)
-                    await self.runs.count_restarts(status)
-                    found = await self.runs.load(status)
-                    if not status.is_live:
-                        await self.standby.learn_end(self.runs.notes)
+                with self._watch.asking():
+                    # asked again if systemd took a start meanwhile: the answer may be older than that
+                    while was is not self._unit:
+                        was = self._unit
+                        asked = await self._services.units.status(self.unit, with_memory=with_memory)
+                        self._watch.take_answer(asked)
+                        status = self.runs.date(asked)
+                        await self.runs.count_restarts(status)
+                        found = await self.runs.load(status)
+                        if not status.is_live:
+                            await self.standby.learn_end(self.runs.notes)
             except BusError as error:
                 _log.warning("VM %s: %s", self.name, error.message)
                 self._failures += 1

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from hypemand.systemd.units import UnitWatch
 from tests.fakes.stage import ABSENT, DEADLINE, OTHER, SECOND, Script, Stage, U, World, same, state
 
 # --- start and stop ---
@@ -101,7 +102,7 @@ async def signals_tell_of_each_state_and_the_last(stage: Stage) -> None:
                 changed.clear()
 
     await stage.bus.start_signals(lambda: None, DEADLINE)
-    stage.units.watch(U, lambda _: changed.set())
+    stage.units.watch(U, UnitWatch(lambda _: changed.set()))
     await stage.begin(stop=Script("stop", waits=False))
     active = asyncio.create_task(follow("active"))
     await stage.ready()
@@ -449,7 +450,7 @@ async def a_second_stop_joins_the_first(stage: Stage) -> None:
 async def a_reexecution_changes_nothing(stage: Stage) -> None:
     changed = asyncio.Event()
     await stage.bus.start_signals(lambda: None, DEADLINE)
-    stage.units.watch(U, lambda _: changed.set())
+    stage.units.watch(U, UnitWatch(lambda _: changed.set()))
     await stage.begin()
     before = await stage.ready()
     await stage.world.reexecute()

@@ -99,14 +99,12 @@ class FakeSystemd:
         async with self._asked("Get"):
             return self._read(path, name)
 
-    async def get_properties(
-        self, service: str, path: str, names: Sequence[str], unless: Mapping[str, str]
-    ) -> list[Any] | None:
+    async def get_unit_properties(self, unit: str, names: Sequence[str]) -> list[Any] | None:
         """See Bus."""
         async with self._asked("Get"):
-            if unless and all(self._read(path, name) == value for name, value in unless.items()):
+            if unit not in self.units:
                 return None
-            return [self._read(path, name) for name in names]
+            return [self._read(unit_path(unit), name) for name in names]
 
     @asynccontextmanager
     async def _asked(self, method: str) -> AsyncIterator[None]:

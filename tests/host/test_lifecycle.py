@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import dropwhile, groupby
+from itertools import dropwhile, groupby, takewhile
 from typing import Any
 
 import pytest
@@ -94,6 +94,28 @@ def test_running_is_told_when_systemd_says_active_and_not_before(first_boot: Fir
     spans = {span["name"]: span for span in json.loads(vms.ctl("analyze", "--json", name).stdout)["spans"]}
     assert spans["program"]["end_ms"] <= spans["tell systemd"]["end_ms"]
     assert len([line for line in vms.console(name) if "HYPEMAN-PROGRAM-START" in line]) == 1
+
+
+def test_a_start_has_systemd_load_its_units_once(vms: Vms) -> None:
+    """Who asks for a property of a unit that is not loaded has it loaded, and forgotten, for that answer."""
+    name = vms.define("loaded")
+    rule = "type='signal',sender='org.freedesktop.systemd1',member='UnitNew'"
+    monitor = ["timeout", f"{BOOT_DEADLINE:.0f}", "busctl", "monitor", f"--match={rule}"]
+    with vms.host.popen(monitor) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert b"Monitoring" in process.stderr.readline()
+        vms.start(name)
+        active = f"systemctl list-units --state=active hypeman@{name}.service"
+        vms.host.shell(f"until {active} | grep {name}; do sleep 0.1; done")
+        vms.properties("hypeman@nobody.service", "LoadState")
+        lines = takewhile(lambda line: b"@nobody" not in line, process.stdout)
+        loaded = [line.split(b'"')[1] for line in lines if b'"hypeman' in line]
+    assert sorted(loaded) == [
+        b"hypeman-again@loaded.service",
+        b"hypeman-vm-loaded.service",
+        b"hypeman@loaded.service",
+    ]
 
 
 def test_every_change_is_a_structured_entry_with_a_text_in_the_catalog(first_boot: FirstBoot) -> None:

@@ -77,7 +77,7 @@ class Systemd:
 
     def call_method(self, _service: bytes, _path: bytes, _interface: bytes, method: bytes, _args: Any) -> Any:
         self.wait.wait(DEADLINE)
-        if method == b"Get":
+        if method == b"GetUnit":
             raise DBusBaseError(-errno.ENOENT)
         return self
 

@@ -55,8 +55,10 @@ def test_what_a_late_answer_says_is_taken_when_it_comes() -> None:
     drive(scenario)
 
 
-def refuse(host: FakeHost) -> None:
-    """The next question about a unit is not answered in time."""
+async def refuse(host: FakeHost) -> None:
+    """The next question about a unit is not answered in time. What follows of the start has been asked."""
+    await host.await_handle()
+    await host.vm().refresh()
     host.systemd.refuse["Get"] = BusError(LATE, errno.ETIMEDOUT)
 
 
@@ -65,7 +67,7 @@ def test_one_answer_that_is_lost_makes_no_vm_unknown(monkeypatch: pytest.MonkeyP
 
     async def scenario(host: FakeHost) -> None:
         await host.run()
-        refuse(host)
+        await refuse(host)
         assert (await host.manager.list_vms())[0].state is State.RUNNING
         assert not host.systemd.refuse
         assert host.vm().state is State.RUNNING
@@ -78,18 +80,18 @@ def test_after_some_tries_it_is_unknown_until_systemd_answers(monkeypatch: pytes
 
     async def scenario(host: FakeHost) -> None:
         await host.run()
-        answer = host.systemd.get_properties
+        answer = host.systemd.get_unit_properties
         asked: list[State] = []
 
         async def refuse_all(*_: object) -> None:
             asked.append(host.vm().state)
             raise BusError(LATE, errno.ETIMEDOUT)
 
-        monkeypatch.setattr(host.systemd, "get_properties", refuse_all)
+        monkeypatch.setattr(host.systemd, "get_unit_properties", refuse_all)
         await host.manager.list_vms()
         await host.until(State.UNKNOWN)
         assert asked[:3] == [State.RUNNING] * 3
-        monkeypatch.setattr(host.systemd, "get_properties", answer)
+        monkeypatch.setattr(host.systemd, "get_unit_properties", answer)
         await host.until(State.RUNNING)
 
     drive(scenario)
@@ -98,7 +100,7 @@ def test_after_some_tries_it_is_unknown_until_systemd_answers(monkeypatch: pytes
 def test_who_decides_something_is_not_told_what_was() -> None:
     async def scenario(host: FakeHost) -> None:
         await host.run()
-        refuse(host)
+        await refuse(host)
         assert (await host.manager.get_vm("web")).state is State.UNKNOWN
 
     drive(scenario)

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,7 +33,7 @@ from hypemand.storage.images import Image
 from hypemand.storage.store import ImageStore
 from hypemand.storage.tools import DirectTools
 from hypemand.systemd.bus import BusError
-from hypemand.systemd.units import UnitPlan, UnitStatus
+from hypemand.systemd.units import UnitPlan, UnitStatus, UnitWatch
 from hypemand.vm.runs import VmServices
 from hypemand.vm.watcher import BootWatcher
 from tests.unit.manager.fakenetwork import FakeNetworkHost
@@ -55,8 +56,8 @@ class FakeUnits:
     killed: list[str] = field(default_factory=list)
     signals: dict[str, Callable[[], None]] = field(default_factory=dict)
 
-    def watch(self, unit: str, callback: Callable[[], None]) -> None:
-        self.signals[unit] = callback
+    def watch(self, unit: str, watch: UnitWatch) -> None:
+        self.signals[unit] = partial(watch.take_signal, {"ActiveState": "other"})
 
     def watch_state(self, unit: str, callback: Callable[[str, str], None]) -> None:
         """There are no handles here."""
