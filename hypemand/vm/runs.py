@@ -345,7 +345,7 @@ class Runs:
             follow_journal=unit.active_state == "activating",
             catch_up=wants_headers and known is not None,
             on_change=self._owner.on_change,
-            on_loss=lambda: self._services.watcher.add(session),
+            look_again=lambda: self._services.watcher.add(session),
             open_journal=self._services.open_journal,
             locate=self._locate_drive,
             notify=self._services.notify,

@@ -92,7 +92,7 @@ class _Link:
 
 class Session:
     """Connections to one VMM. `on_change` is called when evidence may have changed: at once, or within a
-    second for a VM that has used up its budget. `on_loss`: a connection is lost, `poll` again. `ready`: the
+    second for a VM that has used up its budget. `look_again`: `poll` is to be called again, now. `ready`: the
     definition has a check, which the guest makes.
 
     `poll` is for the BootWatcher: it connects to the VMM's sockets as they appear, and reads the journal
@@ -113,7 +113,7 @@ class Session:
         follow_journal: bool,
         catch_up: bool = False,
         on_change: Callable[[], None],
-        on_loss: Callable[[], None] = lambda: None,
+        look_again: Callable[[], None] = lambda: None,
         open_journal: OpenJournal = BootJournal,
         locate: Locate = lambda _drive: None,
         notify: Notify = notify_for,
@@ -136,7 +136,7 @@ class Session:
         self._guest_agent = guest_agent
         self._ready = ready
         self._on_change = on_change
-        self._on_loss = on_loss
+        self._look_again = look_again
         self._locate = locate
         self._connect_driver = connect
         self._opened = time.monotonic()
@@ -238,13 +238,16 @@ class Session:
     def _poll_link(self, link: _Link) -> float | None:
         if link.is_up or (self._away and link is not self._vmm_link):
             return None
-        interval = SOON if time.monotonic() < self._opened + _SPAWN_DEADLINE else LATER
-        if link.task is None or link.task.done():
-            if link.backoff.wait_time > 0:
-                return link.backoff.wait_time
-            if self._may_reach(link) and os.path.exists(self._runtime / f"{link.what}.sock"):
-                self._begin(link)
-        return interval
+        if link.task is not None and not link.task.done():
+            return LATER  # who loses or gains it polls anew
+        if link.backoff.wait_time > 0:
+            return link.backoff.wait_time
+        if not self._may_reach(link):
+            return LATER  # until its run state is another one
+        if os.path.exists(self._runtime / f"{link.what}.sock"):
+            self._begin(link)
+            return LATER
+        return SOON if time.monotonic() < self._opened + _SPAWN_DEADLINE else LATER
 
     def _may_reach(self, link: _Link) -> bool:
         """May it be connected to now? While the VMM loads a guest, the interrupt of an event of a port may be
@@ -292,7 +295,7 @@ class Session:
         link.is_up = False
         link.backoff.fail()
         if not self._closed:
-            self._on_loss()
+            self._look_again()
 
     async def _open_vmm(self, path: Path) -> None:
         with hold_socket(path, self._uid) as held:
@@ -457,7 +460,7 @@ class Session:
         """Speak to it again."""
         if self._away and not self._closed:
             self._away = ""
-            self._on_loss()
+            self._look_again()
 
     async def save(
         self, memory: int, state: int, *, size: int, deadline: float, ready: Awaitable[object]
@@ -602,6 +605,7 @@ class Session:
             if status is RunState.SHUTDOWN:
                 self._end.take_end()
             self._changed()
+            self._look_again()  # the guest may be reached now
 
     async def _find_full(self, vmm: Vmm) -> tuple[FullDrive, ...]:
         """Which disks could not be written."""

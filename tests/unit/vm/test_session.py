@@ -23,7 +23,7 @@ from hypemand.systemd.journal import JournalLine
 from hypemand.vm.console import PERIOD
 from hypemand.vm.session import Resumption, Session
 from hypemand.vm.tracker import BootTracker
-from hypemand.vm.watcher import BootWatcher
+from hypemand.vm.watcher import LATER, SOON, BootWatcher
 from hypemand.vmm.driver import Connect, Ending
 from hypemand.vmm.qemu import connect_qemu
 from hypemand.vmm.shutdown import Shutdown
@@ -182,7 +182,7 @@ def make_session(
 @asynccontextmanager
 async def watched(session: Session) -> AsyncIterator[BootWatcher]:
     watcher = BootWatcher()
-    session._on_loss = lambda: watcher.add(session)
+    session._look_again = lambda: watcher.add(session)
     watcher.add(session)
     try:
         yield watcher
@@ -315,6 +315,27 @@ async def test_nothing_is_said_to_a_guest_while_its_vmm_loads_it(
             assert vmm.agents == 0
             await session.resume()
             await until(lambda: vmm.agents == 1)
+
+
+@in_loop
+async def test_a_vmm_is_looked_for_often_only_while_its_sockets_are_not_there(tmp_path: Path) -> None:
+    """Of what comes then an event tells; and many that boot at once leave the daemon little time."""
+    vmm = Vmm(tmp_path)
+    vmm.greets.clear()
+    vmm.status = "inmigrate"
+    session, _ = make_session(tmp_path)
+    seen: list[RunState] = []
+    session._look_again = lambda: seen.append(session.run_state)
+    try:
+        assert session.poll() == SOON
+        async with vmm.serve("qmp"):
+            assert session.poll() == SOON  # for the others
+            async with vmm.serve("report", "agent"):
+                assert session.poll() == LATER
+                vmm.greets.set()
+                await until(lambda: RunState.NOT_STARTED in seen)
+    finally:
+        await session.close()
 
 
 @in_loop
