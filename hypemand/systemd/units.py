@@ -288,12 +288,13 @@ class UnitWatch:
         self._callback = callback
         self._known: dict[str, Any] = {}
         self._questions = 0
-        self._held: list[dict[str, Any]] = []
+        # the last signal of each interface
+        self._held: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def take_signal(self, changed: dict[str, Any]) -> None:
         """Some properties, all of one moment."""
         if self._questions:
-            self._held.append(changed)
+            self._held[tuple(changed)] = changed
             return
         is_older = changed.get(_STAMP_NAME, math.inf) < self._known.get(_STAMP_NAME, 0)
         if not is_older and not changed.items() <= self._known.items():
@@ -313,8 +314,8 @@ class UnitWatch:
         finally:
             self._questions -= 1
             if not self._questions:
-                held, self._held = self._held, []
-                for changed in held:
+                held, self._held = self._held, {}
+                for changed in held.values():
                     self.take_signal(changed)
 
     def take_answer(self, status: UnitStatus) -> None:

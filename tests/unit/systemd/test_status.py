@@ -168,7 +168,7 @@ class Watching:
 
 def test_a_signal_of_what_was_answered_before_or_after_it_was_sent_says_nothing() -> None:
     watching = Watching()
-    watching.ask(answered("activating", 5), during=[said("inactive", 0), said("activating", 5)])
+    watching.ask(answered("activating", 5), during=[said("inactive", 0), said("activating", 5)] * 9)
     watching.watch.take_signal(said("inactive", 0))
     watching.watch.take_signal(said("activating", 5))
     assert watching.told == []
@@ -180,6 +180,12 @@ def test_what_is_newer_than_the_answer_is_told_after_the_question() -> None:
     assert watching.told == ["active"]
     watching.watch.take_signal({f"{SERVICE}.MainPID": 4})
     assert watching.told == ["active", "active"]
+
+
+def test_what_another_interface_has_signalled_is_told_beside_what_is_old() -> None:
+    watching = Watching()
+    watching.ask(answered("active", 7), during=[said("activating", 5), {f"{SERVICE}.MainPID": 4}])
+    assert watching.told == ["active"]
 
 
 def test_a_question_that_fails_has_answered_nothing() -> None:
