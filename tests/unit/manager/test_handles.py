@@ -7,11 +7,16 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from hypemand.model.state import State
 from hypemand.systemd.bus import BusError
+from hypemand.systemd.units import Units
+from hypemand.tasks import Tasks
+from hypemand.vm.handle import Handle
 from tests.fakes.host import FakeHost, drive
 from tests.fakes.jobs import Job
 from tests.unit.manager.test_races import hold_start, outcome
@@ -389,3 +394,24 @@ def test_a_start_that_is_called_off_while_systemd_takes_it_leaves_no_handle() ->
         assert (host.vm().state, state(host), notes(host)) == (State.STOPPED, "inactive", [])
 
     drive(scenario)
+
+
+def test_a_handle_that_was_only_loaded_has_not_ended(tmp_path: Path) -> None:
+    async def main() -> None:
+        looks: list[None] = []
+
+        async def refresh() -> None:
+            looks.append(None)
+
+        async with Tasks("the test") as tasks:
+            handle = Handle("web", cast(Units, None), tasks, tmp_path, lambda: False, refresh)
+            handle._take_state("active", "1" * 32)
+            handle._take_state("inactive", "")
+            await asyncio.sleep(0)
+            assert looks == []
+            handle._take_state("active", "2" * 32)
+            handle._take_state("inactive", "2" * 32)
+            await asyncio.sleep(0)
+            assert len(looks) == 1
+
+    asyncio.run(main())
